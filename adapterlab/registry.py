@@ -1,0 +1,95 @@
+"""A registry of named parts (methods, tasks, metrics): decorate to register, look up with a helpful error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from adapterlab.errors import ConfigError, unknown_name
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Maps names and aliases to entries of one kind.
+
+    Args:
+        kind: what an entry is, for messages ("method").
+        group: entry-point group through which other distributions add entries; each entry point names a
+            module whose import registers them. They are loaded at the first look-up. One that fails to
+            import is kept in `failures` and breaks nothing else.
+    """
+
+    def __init__(self, kind: str, group: str | None = None) -> None:
+        self.kind = kind
+        self.failures: dict[str, str] = {}
+        self._group = group
+        self._loaded = False
+        self._entries: dict[str, T] = {}
+        self._aliases: dict[str, str] = {}
+
+    def register(self, name: str, entry: T, *, aliases: tuple[str, ...] = ()) -> T:
+        """Add an entry.
+
+        Raises:
+            ConfigError: the name or an alias is taken by something else.
+        """
+        for taken in (name, *aliases):
+            owner = self._aliases.get(taken, taken)
+            if owner in self._entries:
+                raise ConfigError(f"{self.kind} '{taken}' is registered already; choose another name.")
+        self._entries[name] = entry
+        self._aliases.update(dict.fromkeys(aliases, name))
+        return entry
+
+    def decorator(self, name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[T], T]:
+        """Register what is decorated under `name`."""
+        return lambda entry: self.register(name, entry, aliases=aliases)
+
+    def get(self, name: str) -> T:
+        """Return the entry.
+
+        Raises:
+            ConfigError: there is none; the message lists those there are and the nearest one.
+        """
+        self._load_entry_points()
+        key = self._aliases.get(name, name)
+        if key not in self._entries:
+            broken = "; ".join(f"plugin '{plugin}' failed: {why}" for plugin, why in self.failures.items())
+            raise ConfigError(
+                unknown_name(self.kind, name, [*self._entries, *self._aliases], f"({broken})" if broken else "")
+            )
+        return self._entries[key]
+
+    def canonical(self, name: str) -> str:
+        """Return the name that `name`, perhaps an alias, stands for."""
+        self.get(name)
+        return self._aliases.get(name, name)
+
+    def names(self) -> list[str]:
+        """Return the registered names, without aliases, in the order of registration."""
+        self._load_entry_points()
+        return list(self._entries)
+
+    def aliases(self, name: str) -> tuple[str, ...]:
+        """Return the other names of an entry."""
+        return tuple(alias for alias, target in self._aliases.items() if target == name)
+
+    def __contains__(self, name: object) -> bool:
+        self._load_entry_points()
+        return name in self._entries or name in self._aliases
+
+    def __iter__(self) -> Iterator[tuple[str, T]]:
+        self._load_entry_points()
+        return iter(list(self._entries.items()))
+
+    def _load_entry_points(self) -> None:
+        if self._loaded or self._group is None:
+            return
+        self._loaded = True
+        for point in entry_points(group=self._group):
+            try:
+                point.load()
+            except Exception as error:  # a plugin is a stranger: whatever it raises, the others go on
+                self.failures[point.name] = f"{type(error).__name__}: {error}"
