@@ -1,0 +1,51 @@
+"""adapterlab: plug small trainable adapters into a frozen BERT or GPT, train only them, ship the result.
+
+Importing it is cheap: torch is imported when a name that needs it is first touched.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "attach": "adapterlab.attaching",
+    "detach": "adapterlab.attaching",
+    "activate": "adapterlab.attaching",
+    "disabled": "adapterlab.attaching",
+    "summary": "adapterlab.attaching",
+    "Summary": "adapterlab.attaching",
+    "methods": "adapterlab.methods",
+    "MethodInfo": "adapterlab.methods",
+    "register_method": "adapterlab.methods",
+    "save": "adapterlab.adapter_folder",
+    "load": "adapterlab.loading",
+    "set_total_step": "adapterlab.trainer_hooks",
+    "run": "adapterlab.pipeline",
+    "RunResult": "adapterlab.pipeline",
+    "AdapterLabError": "adapterlab.errors",
+}
+__all__ = [*_HOMES]
+
+if TYPE_CHECKING:
+    from adapterlab.adapter_folder import save
+    from adapterlab.attaching import Summary, activate, attach, detach, disabled, summary
+    from adapterlab.errors import AdapterLabError
+    from adapterlab.loading import load
+    from adapterlab.methods import MethodInfo, methods, register_method
+    from adapterlab.pipeline import RunResult, run
+    from adapterlab.trainer_hooks import set_total_step
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'adapterlab' has no attribute '{name}'")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

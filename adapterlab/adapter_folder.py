@@ -1,0 +1,175 @@
+"""One adapter on disk: a PEFT folder (adapter_config.json, adapter_model.safetensors) plus our adapterlab.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from adapterlab import __version__
+from adapterlab.errors import AdapterFolderError
+from adapterlab.guests import Guest, Guests, need_guests
+from adapterlab.heads import labels_of
+
+CONFIG, WEIGHTS, EXTRA = "adapter_config.json", "adapter_model.safetensors", "adapterlab.json"
+BARE = ("prompt_embeddings",)  # keys that peft writes without a prefix
+
+_TASK_TYPES = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+}
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """What a folder holds."""
+
+    folder: Path
+    fields: dict[str, Any]
+    extra: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def peft_type(self) -> str:
+        """The method, as adapter_config.json names it."""
+        return str(self.fields.get("peft_type"))
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Label names by index."""
+        return {int(index): str(label) for index, label in self.extra.get("labels", {}).items()}
+
+
+def save(model: nn.Module, folder: str | Path, name: str | None = None) -> Path:
+    """Write one adapter, its head and labels as a PEFT folder that plain peft can load; safetensors only.
+
+    Args:
+        model: a model with an adapter.
+        folder: made if missing; other files in it stay.
+        name: which adapter; the only one, or the only active one, if left out.
+
+    Returns:
+        The folder.
+
+    Raises:
+        AdapterError: no adapter, no such adapter, or several to choose from.
+    """
+    guests = need_guests(model)
+    guest = guests.pick(name, "save")
+    tensors = adapter_tensors(model, guest)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".tmp-adapter-", dir=folder))
+    try:
+        prefix = guest.method.key_prefix
+        prefixed = {
+            key if key in BARE else prefix + key: tensor.contiguous().cpu() for key, tensor in tensors.items()
+        }
+        save_file(prefixed, staging / WEIGHTS, metadata={"format": "pt"})
+        _write_json(staging / EXTRA, _extra(model, guests, guest))
+        _write_json(staging / CONFIG, _peft_fields(model, guests, guest))
+        umask = os.umask(0)
+        os.umask(umask)
+        for file in (WEIGHTS, EXTRA, CONFIG):  # the config last: a folder with one is whole
+            (staging / file).chmod(0o666 & ~umask)
+            os.replace(staging / file, folder / file)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def read(source: str | Path) -> AdapterFiles:
+    """Read an adapter folder, or the adapter in a run folder.
+
+    Raises:
+        AdapterFolderError: it isn't one, or a file in it can't be read.
+    """
+    folder = Path(source)
+    if not (folder / CONFIG).is_file() and (folder / "adapter" / CONFIG).is_file():
+        folder = folder / "adapter"
+    if not folder.is_dir():
+        raise AdapterFolderError(
+            f"'{source}' is no folder. Give an adapter folder, a run folder or a Hub id."
+        )
+    if not (folder / CONFIG).is_file():
+        present = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        raise AdapterFolderError(
+            f"'{source}' is no adapter folder: it has no {CONFIG} (it holds {present}). "
+            "Give the folder that adapterlab.save or peft wrote, or a finished run."
+        )
+    if not (folder / WEIGHTS).is_file():
+        pickle = (folder / "adapter_model.bin").is_file()
+        hint = (
+            "Its adapter_model.bin is a pickle, which can run code and is never loaded; save it again with a "
+            "current peft." if pickle else "The folder is incomplete."
+        )  # fmt: skip
+        raise AdapterFolderError(f"'{folder}' has no {WEIGHTS}. {hint}")
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise AdapterFolderError(f"{folder / WEIGHTS} is damaged: {error}. Get the file again.") from None
+    extra = _read_json(folder / EXTRA) if (folder / EXTRA).is_file() else {}
+    return AdapterFiles(folder, _read_json(folder / CONFIG), extra, tensors)
+
+
+def adapter_tensors(model: nn.Module, guest: Guest) -> dict[str, torch.Tensor]:
+    """Return what an adapter's file holds: the method's tensors and the heads', keyed by path."""
+    tensors = guest.method.state(model, guest.name, guest.config)
+    for path, head in guest.heads.items():
+        tensors |= {f"{path}.{key}": tensor.detach() for key, tensor in head.state_dict().items()}
+    return tensors
+
+
+def _peft_fields(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, Any]:
+    config: Any = model.config
+    fields = guest.method.to_peft(model, guests.backbone, guest.name, guest.config)
+    task = next((t for ending, t in _TASK_TYPES.items() if type(model).__name__.endswith(ending)), None)
+    fields |= {
+        "peft_type": guest.method.peft_type,
+        "task_type": task,
+        "base_model_name_or_path": getattr(config, "_name_or_path", "") or None,
+        "inference_mode": True,
+    }
+    if guest.heads:
+        fields["modules_to_save"] = sorted(guest.heads)
+    return {key: value for key, value in sorted(fields.items()) if key != "auto_mapping"}
+
+
+def _extra(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, Any]:
+    labels = labels_of(model) if guest.heads and guest.name in guests.active else guest.labels
+    return {
+        "format": 1,
+        "adapterlab": __version__,
+        "method": guest.method_name,
+        "options": guest.config.model_dump(mode="json"),
+        "architecture": type(model).__name__,
+        "heads": sorted(guest.heads),
+        "labels": {str(index): label for index, label in labels.items()} if guest.heads else {},
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterFolderError(f"{path} can't be read as JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise AdapterFolderError(f"{path} must hold a JSON object, and holds a {type(content).__name__}.")
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, default=str, sort_keys=False) + "\n", encoding="utf-8")

@@ -1,0 +1,232 @@
+"""Put adapters into a model, in place, and take them out again."""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from adapterlab import trainer_hooks
+from adapterlab.backbones import describe
+from adapterlab.errors import AdapterError, BackboneError, ConfigError
+from adapterlab.guests import Guest, Guests, guests_of, keep_guests, need_guests
+from adapterlab.heads import adopt_heads, labels_of, place_heads, trained_modules
+from adapterlab.methods import METHODS, MethodConfig, parse_config
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def attach(model: M, method: str | MethodConfig | dict[str, Any], name: str = "default", **options: Any) -> M:
+    """Put an adapter into a pretrained model, in place, and freeze everything but adapter and head.
+
+    Args:
+        model: any transformers model, with or without a task head.
+        method: a name from `adapterlab.methods()`, a method's config, or a dict with `method` and options.
+        name: what to call the adapter; it becomes the active one.
+        options: the method's options, by the paper's or peft's names.
+
+    Returns:
+        The same object. Training it trains the adapter; `save` writes the adapter.
+
+    Raises:
+        ConfigError: unknown method, or wrong options (all of them are named).
+        AdapterError: there is an adapter of that name.
+        BackboneError: the model has no module that the method can attach to.
+
+    Example:
+        >>> model = AutoModelForSequenceClassification.from_pretrained("bert-base-uncased")
+        >>> adapterlab.attach(model, "lora", r=8)
+    """
+    method_name, config = _read_method(method, options)
+    guests = _admit(model, name)
+    guest = Guest(name, method_name, config)
+    before = list(guests.active)
+    try:
+        paths = trained_modules(model, guests, config.modules_to_save)
+        already_there = set(model.modules())
+        guest.method.inject(model, guests.backbone, name, config)
+        adopt_heads(model, guests, guest, paths)
+        guest.labels = labels_of(model) if guest.heads else {}
+        guests.adapters[name] = guest
+        for module in set(model.modules()) - already_there:
+            module.training = model.training
+        _switch(model, guests, [name])
+    except BaseException:
+        guests.adapters[name] = guest
+        guests.active = before
+        detach(model, name)
+        raise
+    return model
+
+
+def detach(model: M, name: str | None = None) -> M:
+    """Take one adapter, or all of them, out of the model.
+
+    After the last one the model is as it was before the first `attach`, bit for bit: weights, head, label
+    names, what is trainable.
+
+    Raises:
+        AdapterError: there is no such adapter.
+    """
+    guests = need_guests(model)
+    leaving = [guests.pick(name, "detach").name] if name is not None else list(guests.adapters)
+    for leaver in leaving:
+        guest = guests.adapters.pop(leaver)
+        guest.method.remove(model, leaver)
+    _switch(model, guests, [name for name in guests.active if name in guests.adapters])
+    if not guests.adapters:
+        for path, parameter in model.named_parameters():
+            parameter.requires_grad_(path in guests.trainable_before)
+        trainer_hooks.uninstall(model)
+        model.__dict__.pop("save_pretrained", None)
+        keep_guests(model, None)
+    return model
+
+
+def activate(model: M, names: str | list[str] | None) -> M:
+    """Choose which adapters take part in forward, and are trained; `None` is none of them.
+
+    With several, each adds its term, and the head and labels are those of the last one named.
+
+    Raises:
+        AdapterError: there is no such adapter.
+    """
+    guests = need_guests(model)
+    chosen = [] if names is None else [names] if isinstance(names, str) else list(names)
+    for name in chosen:
+        guests.pick(name, "activate")
+    _switch(model, guests, chosen)
+    return model
+
+
+@contextmanager
+def disabled(model: M) -> Iterator[M]:
+    """Give the plain backbone, with its own head, inside the `with` block.
+
+    >>> with adapterlab.disabled(model):
+    ...     before = model(**batch).logits
+    """
+    guests = need_guests(model)
+    active = list(guests.active)
+    _switch(model, guests, [])
+    try:
+        yield model
+    finally:
+        _switch(model, guests, [name for name in active if name in guests.adapters])
+
+
+@dataclass(frozen=True)
+class AdapterSummary:
+    """One adapter of a model. Counts are parameters."""
+
+    name: str
+    method: str
+    active: bool
+    parameters: int
+    head_parameters: int
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `summary` gives. `trainable` and `total` count parameters; `total` includes the adapters."""
+
+    backbone: str
+    adapters: tuple[AdapterSummary, ...]
+    trainable: int
+    total: int
+
+    def __str__(self) -> str:
+        share = 100 * self.trainable / self.total if self.total else 0.0
+        lines = [
+            f"{self.backbone}: {self.trainable:,} of {self.total:,} parameters are trained ({share:.2f} %)"
+        ]
+        for adapter in self.adapters:
+            state = "active" if adapter.active else "inactive"
+            head = f" + head {adapter.head_parameters:,}" if adapter.head_parameters else ""
+            lines.append(
+                f"  {adapter.name}: {adapter.method}, {state}, {adapter.parameters:,} parameters{head}"
+            )
+        return "\n".join(lines)
+
+
+def summary(model: nn.Module) -> Summary:
+    """Return the model's adapters, with trainable and total parameters; printing it gives a line for each."""
+    guests = guests_of(model)
+    adapters = []
+    for guest in guests.adapters.values() if guests else ():
+        own = sum(p.numel() for p in guest.method.parameters(model, guest.name).values())
+        head = sum(p.numel() for module in guest.heads.values() for p in module.parameters())
+        options = guest.config.model_dump(exclude_none=True)
+        active = guest.name in guests.active  # type: ignore[union-attr]
+        adapters.append(AdapterSummary(guest.name, guest.method_name, active, own, head, options))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    return Summary(type(model).__name__, tuple(adapters), trainable, total)
+
+
+def _read_method(method: str | MethodConfig | dict[str, Any], options: dict[str, Any]) -> tuple[str, Any]:
+    if isinstance(method, MethodConfig):
+        if options:
+            raise ConfigError(
+                f"options {sorted(options)} were given beside a {type(method).__name__}; put them in it."
+            )
+        names = [name for name, known in METHODS if known.Config is type(method)]
+        if not names:
+            raise ConfigError(f"{type(method).__name__} belongs to no registered method.")
+        return names[0], method
+    if isinstance(method, dict):
+        options = {**method, **options}
+        method = options.pop("method", None)
+    if not isinstance(method, str):
+        raise ConfigError(f"method: a name such as 'lora' is needed, and {method!r} was given.")
+    return METHODS.canonical(method), parse_config(method, options)
+
+
+def _admit(model: nn.Module, name: str) -> Guests:
+    """Return the model's guest list, made if this is the first; refuse what can't become a host."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise AdapterError(
+            f"name '{name}': letters, digits, '_' and '-' only, since it becomes part of a module path."
+        )
+    guests = guests_of(model)
+    if guests is not None:
+        if name in guests.adapters:
+            raise AdapterError(
+                f"the model has an adapter '{name}' ({guests.adapters[name].method_name}) already. "
+                f"Give the new one another name, attach(..., name='{name}2'), or detach(model, '{name}') first."
+            )
+        return guests
+    if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise BackboneError(
+            "the model holds adapters that peft put there. Give the plain backbone: peft_model.unload(), "
+            "or load it afresh; adapterlab.load reads peft's folders."
+        )
+    backbone = describe(model)
+    trainable = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
+    guests = Guests(backbone, trainable, labels_of(model))
+    keep_guests(model, guests)
+    trainer_hooks.install(model)
+    model.save_pretrained = types.MethodType(trainer_hooks.save_pretrained, model)
+    return guests
+
+
+def _switch(model: nn.Module, guests: Guests, names: list[str]) -> None:
+    """Make these adapters the active ones: in forward, in training, with their head."""
+    guests.active = list(names)
+    for method in {guest.method for guest in guests.adapters.values()}:
+        method.activate(model, [name for name in names if guests.adapters[name].method is method])
+    with_heads = [guests.adapters[name] for name in names if guests.adapters[name].heads]
+    place_heads(model, guests, with_heads[-1] if with_heads else None)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for name in names:
+        for parameter in guests.adapters[name].trained(model).values():
+            parameter.requires_grad_(True)

@@ -1,0 +1,288 @@
+"""AdaLoRA: low-rank updates whose rank budget moves to where it matters (Zhang et al. 2023)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import peft
+import torch
+from peft.tuners.adalora import AdaLoraLayer
+from pydantic import AliasChoices, Field, model_validator
+from torch import nn
+
+from adapterlab.backbones import Backbone
+from adapterlab.errors import AdapterError, ConfigError
+from adapterlab.methods.base import MethodConfig, register_method
+from adapterlab.methods.rank_budget import RankBudget
+from adapterlab.methods.targets import ALL_LINEAR
+from adapterlab.methods.tuner import TunerMethod
+
+
+class AdaLoraConfig(MethodConfig):
+    """Options of AdaLoRA. The paper's names; steps are optimizer steps."""
+
+    target_r: int = Field(
+        8,
+        ge=1,
+        validation_alias=AliasChoices("target_r", "r"),
+        description="average rank at the end, b(T) per matrix",
+    )
+    init_r: int | None = Field(None, ge=1, description="rank at the start; 1.5 x target_r if left out")
+    alpha: float = Field(
+        16,
+        gt=0,
+        validation_alias=AliasChoices("alpha", "lora_alpha"),
+        description="scaling is alpha / init_r",
+    )
+    dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        validation_alias=AliasChoices("dropout", "lora_dropout"),
+        description="dropout on P's input",
+    )
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        ALL_LINEAR, description="'all-linear' (every linear in the layers) or a list of name endings"
+    )
+    layers: list[int] | None = Field(
+        None,
+        validation_alias=AliasChoices("layers", "layers_to_transform"),
+        description="indices of the layers to adapt, negative from the top; all if left out",
+    )
+    total_step: int | None = Field(
+        None, ge=1, description="T, steps of the whole run; the Trainer fills it in, your own loop gives it"
+    )
+    tinit: int | None = Field(
+        None, ge=0, description="steps before the budget shrinks; a tenth of T if left out"
+    )
+    tfinal: int | None = Field(
+        None, ge=0, description="steps at the end with the final budget; three tenths of T if left out"
+    )
+    delta_t: int | None = Field(
+        None,
+        ge=1,
+        validation_alias=AliasChoices("delta_t", "deltaT"),
+        description="steps between two allocations",
+    )
+    beta1: float = Field(0.85, gt=0, lt=1, description="smoothing of the sensitivity, equation 9")
+    beta2: float = Field(0.85, gt=0, lt=1, description="smoothing of the uncertainty, equation 10")
+    orth_reg_weight: float = Field(
+        0.5, ge=0, description="gamma, weight of the orthogonality term, equation 4"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> AdaLoraConfig:
+        if self.init_r is not None and self.init_r < self.target_r:
+            raise ValueError(
+                f"init_r ({self.init_r}) is below target_r ({self.target_r}): the budget only shrinks. "
+                f"Set init_r to {self.target_r} or more, or leave it out."
+            )
+        return self
+
+    @property
+    def start_r(self) -> int:
+        """The rank at the start, filled in."""
+        return self.init_r if self.init_r is not None else max(self.target_r + 1, round(1.5 * self.target_r))
+
+
+@register_method("adalora")
+class AdaLora(TunerMethod):
+    r"""AdaLoRA: `h = W x + (alpha / init_r) P Λ Q dropout(x)`, equation 3 of Zhang et al. 2023, arXiv:2303.10512.
+
+    `Q` (`lora_A`) is (r, in), `Λ` (`lora_E`) is (r, 1) and starts at zero, `P` (`lora_B`) is (out, r). The
+    singular values of least importance are set to zero on the cubic schedule of equation 12, until `target_r`
+    per matrix are left on average. In training the loss gains `gamma R(P, Q)`, equation 4. The modules and the
+    file format are peft's; the schedule is ours and drives itself from the optimizer's steps.
+    """
+
+    summary = "LoRA whose ranks are allotted by importance while it trains; merges into the weights"
+    paper = "Zhang et al. 2023, arXiv:2303.10512"
+    Config = AdaLoraConfig
+    peft_type = "ADALORA"
+    marker = "lora_"
+    layer_class = AdaLoraLayer
+
+    def peft_config(self, config: AdaLoraConfig) -> peft.AdaLoraConfig:
+        """Return peft's config. peft insists on a schedule; where none is known yet it gets a placeholder."""
+        total = config.total_step or 1
+        return peft.AdaLoraConfig(
+            target_r=config.target_r,
+            init_r=config.start_r,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            total_step=total,
+            tinit=config.tinit or 0 if config.total_step else 0,
+            tfinal=config.tfinal or 0 if config.total_step else 0,
+            deltaT=config.delta_t or 1,
+            beta1=config.beta1,
+            beta2=config.beta2,
+            orth_reg_weight=config.orth_reg_weight,
+        )
+
+    def trains(self, path: str) -> bool:
+        """P, Λ and Q are trained; `ranknum` is peft's constant."""
+        return ".ranknum." not in path
+
+    def inject(self, model: nn.Module, backbone: Backbone, name: str, config: AdaLoraConfig) -> None:
+        """Wrap the targets, then add the budget's state and the hook that adds the orthogonality term."""
+        super().inject(model, backbone, name, config)
+        if not hasattr(model, "lora_budget"):
+            model.lora_budget = nn.ModuleDict()
+        budgets: Any = model.lora_budget
+        budgets[name] = RankBudget(self._triplets(model, name))
+        if config.total_step:
+            self._plan(budgets[name], config, config.total_step)
+        model.register_forward_hook(_OrthogonalityTerm(name, config.orth_reg_weight))
+
+    def remove(self, model: nn.Module, name: str) -> None:
+        """Take out the layers, the budget and the hook."""
+        super().remove(model, name)
+        budgets: Any = getattr(model, "lora_budget", {})
+        if name in budgets:
+            del budgets[name]
+        if hasattr(model, "lora_budget") and not len(budgets):
+            del model.lora_budget
+        hooks = model._forward_hooks
+        for key in [
+            k for k, hook in hooks.items() if isinstance(hook, _OrthogonalityTerm) and hook.name == name
+        ]:
+            del hooks[key]
+
+    def on_train_begin(self, model: nn.Module, name: str, config: AdaLoraConfig, total_step: int) -> None:
+        """Lay out the budget schedule over the run, unless the user gave `total_step`."""
+        self._plan(self._budget(model, name), config, config.total_step or total_step)
+
+    def on_train_step(self, model: nn.Module, name: str, config: AdaLoraConfig) -> None:
+        """Update importance from the gradients, prune what is over this step's budget."""
+        budget = self._budget(model, name)
+        if not budget.planned:
+            raise AdapterError(
+                f"adapter '{name}': AdaLoRA shrinks its ranks over the whole run and must know its length. "
+                "In your own loop give the number of optimizer steps, attach(model, 'adalora', total_step=N), "
+                "or call adapterlab.set_total_step(model, N) before training; transformers.Trainer does it itself."
+            )
+        budget.step(self._triplets(model, name), config.beta1, config.beta2)
+
+    def state(self, model: nn.Module, name: str, config: AdaLoraConfig) -> dict[str, torch.Tensor]:
+        """Return P, Λ and Q without the pruned triplets, as peft saves them."""
+        saved: dict[str, torch.Tensor] = {}
+        for path, (a, e, b), keep in self._kept(model, name):
+            saved[f"{path}.lora_A"] = a.detach()[keep]
+            saved[f"{path}.lora_E"] = e.detach()[keep]
+            saved[f"{path}.lora_B"] = b.detach()[:, keep]
+        return saved
+
+    def expected(self, model: nn.Module, name: str, config: AdaLoraConfig) -> dict[str, torch.Size]:
+        """Return the shapes that the adapter's rank pattern gives."""
+        return {key: tensor.shape for key, tensor in self.state(model, name, config).items()}
+
+    def load_state(
+        self, model: nn.Module, name: str, config: AdaLoraConfig, state: dict[str, torch.Tensor]
+    ) -> None:
+        """Put the kept triplets where the rank pattern says they were; a pruned Λ is zero."""
+        with torch.no_grad():
+            for path, (a, e, b), keep in self._kept(model, name):
+                e.zero_()
+                a[keep], e[keep] = state[f"{path}.lora_A"].to(a), state[f"{path}.lora_E"].to(e)
+                b[:, keep] = state[f"{path}.lora_B"].to(b)
+
+    def to_peft(
+        self, model: nn.Module, backbone: Backbone, name: str, config: AdaLoraConfig
+    ) -> dict[str, Any]:
+        """Return peft's fields, with the rank pattern that the saved tensors follow."""
+        fields = super().to_peft(model, backbone, name, config)
+        budget = self._budget(model, name)
+        if not budget.keep.all():
+            fields["rank_pattern"] = {
+                f"{path}.lora_E": keep.tolist() for path, _, keep in self._kept(model, name)
+            }
+        if budget.planned:
+            fields.update(
+                total_step=budget.total_step, tinit=budget.tinit, tfinal=budget.tfinal, deltaT=budget.delta_t
+            )
+        return fields
+
+    def from_peft(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Read peft's fields; a run that goes on plans its own schedule."""
+        return super().from_peft(fields) | {
+            "target_r": fields["target_r"],
+            "init_r": fields["init_r"],
+            "alpha": fields["lora_alpha"],
+            "dropout": fields.get("lora_dropout", 0.0),
+            "beta1": fields.get("beta1", 0.85),
+            "beta2": fields.get("beta2", 0.85),
+            "orth_reg_weight": fields.get("orth_reg_weight", 0.5),
+        }
+
+    def adopt(self, model: nn.Module, name: str, fields: dict[str, Any]) -> None:
+        """Take over the saved rank pattern."""
+        pattern = fields.get("rank_pattern") or {}
+        budget = self._budget(model, name)
+        keep = []
+        for path, (_, e, _) in self._layers_of(model, name):
+            mask = pattern.get(f"{path}.lora_E", [True] * len(e))
+            if len(mask) != len(e):
+                raise ConfigError(
+                    f"rank_pattern of '{path}' has {len(mask)} entries; with init_r {len(e)} it must have {len(e)}."
+                )
+            keep += mask
+        budget.keep.copy_(torch.tensor(keep, dtype=torch.bool))
+
+    def _plan(self, budget: RankBudget, config: AdaLoraConfig, total_step: int) -> None:
+        tinit = config.tinit if config.tinit is not None else total_step // 10
+        tfinal = config.tfinal if config.tfinal is not None else 3 * total_step // 10
+        delta_t = config.delta_t or max(1, min(10, (total_step - tinit - tfinal) // 20))
+        if tinit + tfinal >= total_step:
+            raise ConfigError(
+                f"tinit: the AdaLoRA schedule doesn't fit: tinit {tinit} + tfinal {tfinal} = {tinit + tfinal} of "
+                f"{total_step} steps, which leaves none in which the rank could shrink from {config.start_r} to "
+                f"{config.target_r}. Lower tinit or tfinal (or leave them out), or train longer."
+            )
+        budget.plan(total_step, tinit, tfinal, delta_t, config.target_r)
+
+    def _budget(self, model: nn.Module, name: str) -> RankBudget:
+        budgets: Any = model.lora_budget
+        return budgets[name]
+
+    def _layers_of(self, model: nn.Module, name: str) -> list[tuple[str, tuple[Any, Any, Any]]]:
+        return [
+            (path.replace(".base_layer", ""), (layer.lora_A[name], layer.lora_E[name], layer.lora_B[name]))
+            for path, layer in self.layers(model).items()
+            if name in layer.lora_A
+        ]
+
+    def _triplets(self, model: nn.Module, name: str) -> list[tuple[Any, Any, Any]]:
+        return [triplet for _, triplet in self._layers_of(model, name)]
+
+    def _kept(self, model: nn.Module, name: str) -> list[tuple[str, tuple[Any, Any, Any], torch.Tensor]]:
+        layers = self._layers_of(model, name)
+        masks = self._budget(model, name).keep.split([len(e) for _, (_, e, _) in layers])
+        return [(path, triplet, keep) for (path, triplet), keep in zip(layers, masks, strict=True)]
+
+
+class _OrthogonalityTerm:
+    """Forward hook on the model: adds gamma R(P, Q) to the loss in training, never in evaluation.
+
+    R is the mean over all P and Q of ||PᵀP - I||_F and ||QQᵀ - I||_F, as peft has it (the paper sums squares).
+    """
+
+    def __init__(self, name: str, weight: float) -> None:
+        self.name = name
+        self.weight = weight
+
+    def __call__(self, model: nn.Module, args: Any, output: Any) -> Any:
+        if not model.training or not self.weight or getattr(output, "loss", None) is None:
+            return output
+        terms = []
+        for layer in model.modules():
+            if (
+                isinstance(layer, AdaLoraLayer)
+                and self.name in layer.lora_A
+                and self.name in layer.active_adapters
+            ):
+                q, p = layer.lora_A[self.name], layer.lora_B[self.name]
+                eye = torch.eye(q.shape[0], device=q.device, dtype=q.dtype)
+                terms += [torch.linalg.norm(q @ q.T - eye), torch.linalg.norm(p.T @ p - eye)]
+        if terms:
+            output.loss = output.loss + self.weight * torch.stack(terms).mean()
+        return output

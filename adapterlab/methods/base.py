@@ -1,0 +1,203 @@
+"""What a method is: a config, how it gets into a model and out again, and what it saves.
+
+A plugin is one file: subclass `MethodConfig` and `Method`, decorate the method with `@register_method`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from adapterlab.backbones import Backbone
+from adapterlab.errors import ConfigError, did_you_mean
+from adapterlab.registry import Registry
+
+
+class MethodConfig(BaseModel):
+    """Options of a method. Subclasses declare one field per option; its description is its help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    modules_to_save: list[str] = Field(
+        default=[], description="further modules, by name ending, to train in full and save with the adapter"
+    )
+
+
+class Method(ABC):
+    """An adapter method. One instance serves every model: all state lives in the model.
+
+    The parameters that `inject` adds carry the adapter's name as one part of their path, right behind a part
+    that starts with `marker` (`...query.lora_A.default.weight`); everything generic below rests on that.
+    """
+
+    summary: ClassVar[str]  # one line for `adapterlab methods`
+    paper: ClassVar[str] = ""  # "Hu et al. 2021, arXiv:2106.09685"
+    Config: ClassVar[type[MethodConfig]]
+    peft_type: ClassVar[str]  # the type in adapter_config.json
+    marker: ClassVar[str]
+    key_prefix: ClassVar[str] = "base_model.model."  # what peft puts before a path in the file
+    name: str = ""  # set by the registry
+
+    @abstractmethod
+    def inject(self, model: nn.Module, backbone: Backbone, name: str, config: Any) -> None:
+        """Put the adapter into the model, untrained. It may raise; `remove` is called then."""
+
+    @abstractmethod
+    def remove(self, model: nn.Module, name: str) -> None:
+        """Take the adapter out; nothing of it stays. Called also after an `inject` that failed."""
+
+    @abstractmethod
+    def activate(self, model: nn.Module, names: list[str]) -> None:
+        """Let just these adapters of this method take part in forward."""
+
+    def parameters(self, model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+        """Return the adapter's trainable parameters by their path in the model."""
+        return {
+            path: p for path, p in model.named_parameters() if self._owns(path, name) and self.trains(path)
+        }
+
+    def trains(self, path: str) -> bool:
+        """Whether a parameter that the adapter owns is trained."""
+        return True
+
+    def state(self, model: nn.Module, name: str, config: Any) -> dict[str, torch.Tensor]:
+        """Return the tensors to save, keyed by path without the adapter's name (as peft does)."""
+        return {self._key(path, name): p.detach() for path, p in self.parameters(model, name).items()}
+
+    def load_state(self, model: nn.Module, name: str, config: Any, state: dict[str, torch.Tensor]) -> None:
+        """Copy saved tensors, already checked against `expected`, into the model."""
+        with torch.no_grad():
+            for path, parameter in self.parameters(model, name).items():
+                parameter.copy_(state[self._key(path, name)])
+
+    def expected(self, model: nn.Module, name: str, config: Any) -> dict[str, torch.Size]:
+        """Return the shape of each tensor that `load_state` needs."""
+        return {key: tensor.shape for key, tensor in self.state(model, name, config).items()}
+
+    def adopt(self, model: nn.Module, name: str, fields: dict[str, Any]) -> None:
+        """Take over what adapter_config.json says beyond options (AdaLoRA: the ranks), before `expected`."""
+
+    def training_state(self, model: nn.Module, name: str) -> dict[str, torch.Tensor]:
+        """Return what a checkpoint needs to go on training, keyed by path in the model's `state_dict`."""
+        return {path: tensor for path, tensor in model.state_dict().items() if self._owns(path, name)}
+
+    def on_train_begin(self, model: nn.Module, name: str, config: Any, total_step: int) -> None:
+        """Learn how many optimizer steps the run has. Raise if a schedule can't fit."""
+
+    def on_train_step(self, model: nn.Module, name: str, config: Any) -> None:
+        """Called after each optimizer step that touched the adapter, before gradients are cleared."""
+
+    @abstractmethod
+    def to_peft(self, model: nn.Module, backbone: Backbone, name: str, config: Any) -> dict[str, Any]:
+        """Return adapter_config.json's own fields for this adapter."""
+
+    @abstractmethod
+    def from_peft(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the options that rebuild an adapter from its adapter_config.json."""
+
+    def _owns(self, path: str, name: str) -> bool:
+        parts = path.split(".")
+        return any(a.startswith(self.marker) and b == name for a, b in zip(parts, parts[1:], strict=False))
+
+    def _key(self, path: str, name: str) -> str:
+        parts = [part for part in path.split(".") if part != "base_layer"]
+        for index, part in enumerate(parts[1:], start=1):
+            if part == name and parts[index - 1].startswith(self.marker):
+                return ".".join(parts[:index] + parts[index + 1 :])
+        return ".".join(parts)
+
+
+METHODS: Registry[Method] = Registry("method", group="adapterlab.methods")
+M = TypeVar("M", bound=type[Method])
+
+
+def register_method(name: str, *, aliases: tuple[str, ...] = ()) -> Any:
+    """Class decorator: make a `Method` available as `attach(model, name)`.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+
+    def decorate(cls: M) -> M:
+        method = cls()
+        method.name = name
+        METHODS.register(name, method, aliases=aliases)
+        return cls
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class OptionInfo:
+    """One option of a method."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """One registered method."""
+
+    name: str
+    summary: str
+    paper: str
+    aliases: tuple[str, ...]
+    options: tuple[OptionInfo, ...]
+
+
+def methods() -> list[MethodInfo]:
+    """Return every registered method, with one line about each and its options."""
+    return [
+        MethodInfo(name, method.summary, method.paper, METHODS.aliases(name), tuple(_options(method.Config)))
+        for name, method in METHODS
+    ]
+
+
+def parse_config(method: str, options: dict[str, Any] | MethodConfig) -> MethodConfig:
+    """Check a method's options.
+
+    Raises:
+        ConfigError: all that is wrong with them; each problem starts with the option's name.
+    """
+    config_class = METHODS.get(method).Config
+    if isinstance(options, MethodConfig):
+        if isinstance(options, config_class):
+            return options
+        raise ConfigError(
+            f"method '{method}' takes a {config_class.__name__}, not a {type(options).__name__}."
+        )
+    try:
+        return config_class.model_validate(options)
+    except ValidationError as error:
+        known = [name for option in _options(config_class) for name in (option.name, *option.aliases)]
+        raise ConfigError([_problem(method, known, item) for item in error.errors()]) from None
+
+
+def _problem(method: str, known: list[str], item: Any) -> str:
+    option = str(item["loc"][0]) if item["loc"] else method
+    if item["type"] == "extra_forbidden":
+        return f"{option}: method '{method}' has no such option.{did_you_mean(option, known)} Known: {', '.join(known)}."
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"{option}: {message} (given: {item['input']!r})." if item["loc"] else f"{method}: {message}"
+
+
+def _options(config: type[MethodConfig]) -> list[OptionInfo]:
+    found = []
+    for name, field in config.model_fields.items():
+        choices = getattr(field.validation_alias, "choices", [])
+        aliases = tuple(str(choice) for choice in choices if choice != name)
+        annotation = getattr(field.annotation, "__name__", None)
+        kind = annotation if annotation and "[" not in str(field.annotation) else str(field.annotation)
+        kind = kind.replace("typing.", "").replace("NoneType", "None")
+        default = field.get_default(call_default_factory=True)
+        found.append(OptionInfo(name, kind, default, field.description or "", aliases))
+    return found

@@ -1,0 +1,90 @@
+"""LoRA: low-rank updates of linear layers (Hu et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import peft
+from peft.tuners.lora import LoraLayer
+from pydantic import AliasChoices, Field
+
+from adapterlab.methods.base import MethodConfig, register_method
+from adapterlab.methods.targets import ALL_LINEAR
+from adapterlab.methods.tuner import TunerMethod
+
+
+class LoraConfig(MethodConfig):
+    """Options of LoRA."""
+
+    r: int = Field(8, ge=1, description="rank of the update BA")
+    alpha: float = Field(
+        16,
+        gt=0,
+        validation_alias=AliasChoices("alpha", "lora_alpha"),
+        description="the update is scaled by alpha / r",
+    )
+    dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        validation_alias=AliasChoices("dropout", "lora_dropout"),
+        description="dropout on A's input",
+    )
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        ALL_LINEAR, description="'all-linear' (every linear in the layers) or a list of name endings"
+    )
+    layers: list[int] | None = Field(
+        None,
+        validation_alias=AliasChoices("layers", "layers_to_transform"),
+        description="indices of the layers to adapt, negative from the top; all if left out",
+    )
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) (Kalajdzievski 2023)")
+    init: Literal["default", "gaussian", "orthogonal"] = Field(
+        "default",
+        description="start of A: 'default' (Kaiming uniform, B zero), 'gaussian' (B zero), 'orthogonal'",
+    )
+    rank_pattern: dict[str, int] = Field({}, description="rank by name ending, where it differs from r")
+    alpha_pattern: dict[str, float] = Field({}, description="alpha by name ending, where it differs")
+
+
+@register_method("lora")
+class Lora(TunerMethod):
+    r"""LoRA: `h = W x + (alpha / r) B A dropout(x)`, equation 3 of Hu et al. 2021, arXiv:2106.09685.
+
+    `A` is (r, in), `B` is (out, r) and starts at zero, so an untrained adapter changes nothing. `W` is frozen.
+    The modules and the file format are peft's.
+    """
+
+    summary = "low-rank updates of the linear layers; merges into the weights"
+    paper = "Hu et al. 2021, arXiv:2106.09685"
+    Config = LoraConfig
+    peft_type = "LORA"
+    marker = "lora_"
+    layer_class = LoraLayer
+
+    def layers(self, model: Any) -> dict[str, Any]:
+        """Return LoRA's layers; AdaLoRA's subclass them and are not LoRA's."""
+        return {path: layer for path, layer in super().layers(model).items() if not hasattr(layer, "lora_E")}
+
+    def peft_config(self, config: LoraConfig) -> peft.LoraConfig:
+        """Return peft's config."""
+        return peft.LoraConfig(
+            r=config.r,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            use_rslora=config.use_rslora,
+            init_lora_weights=True if config.init == "default" else config.init,
+            rank_pattern=dict(config.rank_pattern),
+            alpha_pattern=dict(config.alpha_pattern),
+        )
+
+    def from_peft(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Read peft's fields. How the weights were once initialised no longer matters."""
+        return super().from_peft(fields) | {
+            "r": fields["r"],
+            "alpha": fields["lora_alpha"],
+            "dropout": fields.get("lora_dropout", 0.0),
+            "use_rslora": fields.get("use_rslora", False),
+            "rank_pattern": fields.get("rank_pattern") or {},
+            "alpha_pattern": fields.get("alpha_pattern") or {},
+        }

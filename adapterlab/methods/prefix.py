@@ -1,0 +1,296 @@
+"""Prefix tuning: trained keys and values that every layer attends to (Li & Liang 2021)."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
+
+import peft
+import torch
+from pydantic import AliasChoices, Field
+from torch import nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from adapterlab.backbones import Backbone, head_geometry
+from adapterlab.errors import BackboneError
+from adapterlab.methods.base import Method, MethodConfig, register_method
+
+ATTENTION = "adapterlab_prefix"  # the name our attention function is registered under
+
+
+class PrefixConfig(MethodConfig):
+    """Options of prefix tuning."""
+
+    num_virtual_tokens: int = Field(20, ge=1, description="length P of the prefix")
+    prefix_projection: bool = Field(
+        False, description="train through the paper's MLP (reparameterisation); it is folded away when saved"
+    )
+    encoder_hidden_size: int | None = Field(
+        None, ge=1, description="width of that MLP; the backbone's hidden size if left out"
+    )
+    preserve_positions: bool = Field(
+        False,
+        description="leave the real tokens' positions alone; otherwise they start at P, as in peft and the paper",
+    )
+    init: Literal["normal", "zero"] = Field(
+        "normal",
+        validation_alias=AliasChoices("init", "init_weights"),
+        description="start of the prefix: N(0, init_std) or zero",
+    )
+    init_std: float = Field(1.0, gt=0, description="spread of the 'normal' start")
+
+
+class PrefixEncoder(nn.Module):
+    """Holds P virtual tokens and gives each layer its keys and values.
+
+    Without projection the embedding is the prefix itself, (P, 2 · layers · heads · head size); with it the prefix is
+    `W2 tanh(W1 E + b1) + b2`, section 4.3 of the paper.
+    """
+
+    def __init__(self, layers: int, heads: int, head_size: int, hidden: int, config: PrefixConfig) -> None:
+        super().__init__()
+        self.shape = (config.num_virtual_tokens, layers, 2, heads, head_size)
+        width = 2 * layers * heads * head_size
+        self.embedding = nn.Embedding(
+            config.num_virtual_tokens, hidden if config.prefix_projection else width
+        )
+        nn.init.normal_(self.embedding.weight, std=config.init_std)
+        self.transform = None
+        if config.prefix_projection:
+            middle = config.encoder_hidden_size or hidden
+            self.transform = nn.Sequential(nn.Linear(hidden, middle), nn.Tanh(), nn.Linear(middle, width))
+        if config.init == "zero":
+            last: Any = self.transform[-1] if self.transform is not None else self.embedding
+            nn.init.zeros_(last.weight)
+            if self.transform is not None:
+                nn.init.zeros_(last.bias)
+
+    def prefix(self) -> torch.Tensor:
+        """Return the whole prefix, (P, 2 · layers · heads · head size), as peft stores it."""
+        weight = self.embedding.weight
+        return weight if self.transform is None else self.transform(weight)
+
+    def layer(self, index: int) -> torch.Tensor:
+        """Return one layer's keys and values, (2, heads, P, head size).
+
+        Each layer asks for its own slice, so nothing is carried from one forward to another: gradient
+        checkpointing and partial backward need no care.
+        """
+        tokens, layers, _, heads, size = self.shape
+        if self.transform is None:
+            part = self.embedding.weight.view(tokens, layers, -1)[:, index]
+        else:
+            out: Any = self.transform[2]
+            rows = slice(index * 2 * heads * size, (index + 1) * 2 * heads * size)
+            hidden = self.transform[1](self.transform[0](self.embedding.weight))
+            part = nn.functional.linear(hidden, out.weight[rows], out.bias[rows])
+        return part.view(tokens, 2, heads, size).permute(1, 2, 0, 3)
+
+
+class PrefixState:
+    """What the hooks of one model share: the encoders, and which of them are active."""
+
+    def __init__(self, encoders: nn.ModuleDict) -> None:
+        self.encoders = encoders
+        self.active: list[str] = []
+        self.shifts: dict[str, int] = {}
+
+    def layer(self, index: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the active prefixes' keys and values for a layer, each (1, heads, P, head size)."""
+        parts: list[Any] = [self.encoders[name].layer(index) for name in self.active]  # type: ignore[operator]
+        if not parts:
+            return None
+        both = torch.cat(parts, dim=2).to(like.dtype)
+        return both[0].unsqueeze(0), both[1].unsqueeze(0)
+
+    def shift(self) -> int:
+        """Return by how many positions the real tokens move."""
+        return sum(self.shifts[name] for name in self.active)
+
+
+def attend_with_prefix(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention over [prefix; tokens]: transformers calls this in place of the model's own attention function.
+
+    Args:
+        query: (batch, heads, queries, head size).
+        key, value: (batch, key/value heads, keys, head size), cached tokens included, prefix not.
+        attention_mask: additive or boolean, (batch or 1, 1, queries, keys), or None.
+    """
+    view = module.config
+    attend = _own_attention(module, view.prefix_original)
+    prefix = view.prefix_state.layer(view.prefix_layer, key)
+    if prefix is None:
+        return attend(module, query, key, value, attention_mask, **kwargs)
+    batch, length = key.shape[0], prefix[0].shape[2]
+    causal = kwargs.pop("is_causal", None)
+    causal = getattr(module, "is_causal", False) if causal is None else causal
+    if attention_mask is None and causal and query.shape[2] > 1:
+        queries, keys = query.shape[2], key.shape[2]
+        # with no mask of its own a causal model relies on the kernel, which can't know of a prefix
+        allowed = torch.ones(queries, keys, dtype=torch.bool, device=key.device).tril(keys - queries)
+        attention_mask = allowed[None, None]
+        if view.prefix_original._attn_implementation == "eager":
+            zero = torch.zeros((), dtype=query.dtype, device=query.device)
+            attention_mask = zero.where(attention_mask, torch.finfo(query.dtype).min)
+    if attention_mask is not None:
+        seen = attention_mask.new_ones if attention_mask.dtype == torch.bool else attention_mask.new_zeros
+        attention_mask = torch.cat([seen(*attention_mask.shape[:-1], length), attention_mask], dim=-1)
+    key = torch.cat([prefix[0].expand(batch, -1, -1, -1), key], dim=2)
+    value = torch.cat([prefix[1].expand(batch, -1, -1, -1), value], dim=2)
+    return attend(module, query, key, value, attention_mask, is_causal=False, **kwargs)
+
+
+AttentionInterface.register(ATTENTION, attend_with_prefix)
+
+
+def _own_attention(module: Any, config: Any) -> Callable[..., Any]:
+    name = config._attn_implementation
+    if name not in ("eager", "sdpa"):
+        raise BackboneError(
+            f"prefix tuning works with attention 'sdpa' or 'eager', and this model uses '{name}'. "
+            "Call model.set_attn_implementation('sdpa')."
+        )
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+
+
+class PositionShift:
+    """Forward pre-hook on the module that reads position ids: real tokens come after the prefix."""
+
+    def __init__(self, state: PrefixState) -> None:
+        self.state = state
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        shift = self.state.shift()
+        if not shift:
+            return None
+        if "position_ids" in kwargs:
+            return args, kwargs | {"position_ids": kwargs["position_ids"] + shift}
+        ids = args[-1]
+        rows = getattr(module, "num_embeddings", None)
+        if rows is not None and ids.shape[-1] + shift > rows:
+            raise BackboneError(
+                f"{ids.shape[-1]} tokens behind a prefix of {shift} are more than the backbone's {rows} positions. "
+                f"Truncate to {rows - shift} tokens, or attach with preserve_positions=True."
+            )
+        return (*args[:-1], ids + shift), kwargs
+
+
+@register_method("prefix")
+class Prefix(Method):
+    """Prefix tuning: P trained key/value pairs in front of every layer's, Li & Liang 2021, arXiv:2101.00190.
+
+    Nothing passes through the cache or the attention mask of the model, so `generate`, gradient checkpointing
+    and models without a cache (DistilBERT) work. File and arithmetic are peft's.
+    """
+
+    summary = "trained keys and values that every layer attends to"
+    paper = "Li & Liang 2021, arXiv:2101.00190"
+    Config = PrefixConfig
+    peft_type = "PREFIX_TUNING"
+    marker = "prefix_encoder"
+    key_prefix = "base_model."
+
+    def inject(self, model: nn.Module, backbone: Backbone, name: str, config: PrefixConfig) -> None:
+        """Add the encoder to the base model; let each layer's attention find it through its config."""
+        model_config: Any = model.config
+        backbone.known()
+        attentions: list[Any] = [
+            model.get_submodule(backbone.at(i, "attention")) for i in range(len(backbone.layers))
+        ]
+        base = model.get_submodule(backbone.base)
+        if not hasattr(base, "prefix_encoder"):
+            base.prefix_encoder = nn.ModuleDict()
+            state = PrefixState(base.prefix_encoder)
+            for index, attention in enumerate(attentions):
+                _own_attention(attention, attention.config)
+                # a config of its own, so that only the attention itself, not the masks, sees our function
+                view = copy.copy(attention.config)
+                view._attn_implementation = ATTENTION
+                view.prefix_original, view.prefix_state, view.prefix_layer = attention.config, state, index
+                attention.config = view
+            positions = model.get_submodule(backbone.positions())
+            positions.register_forward_pre_hook(PositionShift(state), with_kwargs=True)
+        state = attentions[0].config.prefix_state
+        state.shifts[name] = 0 if config.preserve_positions else config.num_virtual_tokens
+        heads, size = head_geometry(model_config)
+        hidden = model_config.get_text_config().hidden_size
+        encoder = PrefixEncoder(len(backbone.layers), heads, size, hidden, config)
+        encoders: Any = base.prefix_encoder
+        encoders[name] = encoder.to(next(base.parameters()).device)
+
+    def remove(self, model: nn.Module, name: str) -> None:
+        """Take out the encoder; with the last one the attention modules get their config back."""
+        for base in [module for module in model.modules() if "prefix_encoder" in module._modules]:
+            encoders: Any = base.prefix_encoder
+            if name in encoders:
+                del encoders[name]
+            if len(encoders):
+                continue
+            del base.prefix_encoder
+            for module in model.modules():
+                view = getattr(module, "config", None)
+                if hasattr(view, "prefix_original"):
+                    module.config = view.prefix_original
+                for key in [k for k, h in module._forward_pre_hooks.items() if isinstance(h, PositionShift)]:
+                    del module._forward_pre_hooks[key]
+                    module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+    def activate(self, model: nn.Module, names: list[str]) -> None:
+        """Switch prefixes; several stand one behind the other."""
+        for module in model.modules():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, PositionShift):
+                    hook.state.active = list(names)
+
+    def state(self, model: nn.Module, name: str, config: PrefixConfig) -> dict[str, torch.Tensor]:
+        """Return the prefix as peft does: one flat tensor, the projection folded in."""
+        with torch.no_grad():
+            return {"prompt_embeddings": self._encoder(model, name).prefix().detach().clone()}
+
+    def load_state(
+        self, model: nn.Module, name: str, config: PrefixConfig, state: dict[str, torch.Tensor]
+    ) -> None:
+        """Copy a flat prefix into an encoder without projection."""
+        with torch.no_grad():
+            self._encoder(model, name).embedding.weight.copy_(state["prompt_embeddings"])
+
+    def to_peft(
+        self, model: nn.Module, backbone: Backbone, name: str, config: PrefixConfig
+    ) -> dict[str, Any]:
+        """Return peft's fields; the file holds the plain prefix, so it says so."""
+        text: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        heads, size = head_geometry(model.config)
+        fields = peft.PrefixTuningConfig(
+            num_virtual_tokens=config.num_virtual_tokens,
+            num_layers=len(backbone.layers),
+            num_attention_heads=heads,
+            token_dim=heads * size,
+            num_transformer_submodules=1,
+            encoder_hidden_size=config.encoder_hidden_size or text.hidden_size,
+            prefix_projection=False,
+        )
+        ours = {"preserve_positions": True} if config.preserve_positions else {}
+        return fields.to_dict() | ours
+
+    def from_peft(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Read peft's fields."""
+        return {
+            "num_virtual_tokens": fields["num_virtual_tokens"],
+            "prefix_projection": False,
+            "preserve_positions": fields.get("preserve_positions", False),
+        }
+
+    def _encoder(self, model: nn.Module, name: str) -> PrefixEncoder:
+        encoders: Any = next(m.prefix_encoder for m in model.modules() if "prefix_encoder" in m._modules)
+        return encoders[name]

@@ -1,0 +1,78 @@
+"""Methods whose layers are peft's: inject, remove and switch them in place."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import peft
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from adapterlab.backbones import Backbone
+from adapterlab.methods.base import Method
+from adapterlab.methods.targets import find_targets, name_endings
+
+
+class TunerMethod(Method):
+    """Base of methods that wrap linear modules in a peft tuner layer.
+
+    The wrapper takes the linear's place and keeps it as `base_layer`, so `remove` puts the very same module
+    back.
+    """
+
+    layer_class: type[BaseTunerLayer]
+
+    def peft_config(self, config: Any) -> peft.PeftConfig:
+        """Return peft's config for `config`, but for what `shared` adds."""
+        raise NotImplementedError
+
+    def inject(self, model: nn.Module, backbone: Backbone, name: str, config: Any) -> None:
+        """Wrap the target modules, or add to wrappers that other adapters put there."""
+        settings = self.peft_config(config)
+        targets = find_targets(model, backbone, config.target_modules, config.layers)
+        settings.target_modules = [target.path for target in targets]
+        settings.fan_in_fan_out = any(isinstance(target.module, Conv1D) for target in targets)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what peft would say here, `find_targets` has checked
+            peft.inject_adapter_in_model(settings, model, name)
+        # peft leaves its config on the model, which would make transformers take it for a peft model
+        del model.peft_config
+
+    def layers(self, model: nn.Module) -> dict[str, Any]:
+        """Return this method's layers by path."""
+        return {path: module for path, module in model.named_modules() if type(module) is not nn.Module
+                and isinstance(module, self.layer_class)}  # fmt: skip
+
+    def remove(self, model: nn.Module, name: str) -> None:
+        """Delete the adapter; a wrapper that holds no other gives its linear back."""
+        model.__dict__.pop("peft_config", None)
+        for path, layer in self.layers(model).items():
+            layer.delete_adapter(name)
+            if not layer._all_available_adapter_names():
+                parent, _, child = path.rpartition(".")
+                setattr(model.get_submodule(parent), child, layer.base_layer)
+
+    def activate(self, model: nn.Module, names: list[str]) -> None:
+        """Switch the wrappers."""
+        for layer in self.layers(model).values():
+            layer.set_adapter(names)
+            layer._disable_adapters = not names
+
+    def to_peft(self, model: nn.Module, backbone: Backbone, name: str, config: Any) -> dict[str, Any]:
+        """Return peft's own fields."""
+        settings = self.peft_config(config)
+        targets = find_targets(model, backbone, config.target_modules, config.layers)
+        fields = settings.to_dict()
+        fields["target_modules"] = name_endings(model, backbone, targets)
+        fields["fan_in_fan_out"] = any(isinstance(target.module, Conv1D) for target in targets)
+        return {key: sorted(value) if isinstance(value, set) else value for key, value in fields.items()}
+
+    def from_peft(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Read the fields that are options of ours; `layers_to_transform` and a regex are peft's spelling."""
+        layers = fields.get("layers_to_transform")
+        options: dict[str, Any] = {"target_modules": fields["target_modules"]}
+        if layers is not None:
+            options["layers"] = [layers] if isinstance(layers, int) else layers
+        return options

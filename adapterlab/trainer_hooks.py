@@ -1,0 +1,132 @@
+"""How adapters live inside other people's training loops, above all a plain `transformers.Trainer`.
+
+Three hooks, each where torch or transformers offers one:
+- after every optimizer step, `Method.on_train_step` of the adapters that the optimizer trains;
+- a Trainer callback that tells methods the run's length, and puts the training state into checkpoints;
+- `load_state_dict` of a file that holds adapters only does not complain of the missing backbone.
+"""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers import TrainerCallback, trainer
+
+from adapterlab.adapter_folder import WEIGHTS, save
+from adapterlab.errors import AdapterError
+from adapterlab.guests import guests_of, need_guests
+
+# models that ran forward in training mode while they had adapters
+_in_training: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+TRAINING_STATE = "model.safetensors"
+
+
+def set_total_step(model: nn.Module, total_step: int) -> None:
+    """Tell the adapters how many optimizer steps training has. Only your own loops with AdaLoRA need it.
+
+    Raises:
+        AdapterError: the model has no adapter.
+        ConfigError: a schedule doesn't fit into so many steps.
+    """
+    for guest in need_guests(model).adapters.values():
+        guest.method.on_train_begin(model, guest.name, guest.config, total_step)
+
+
+def install(model: nn.Module) -> None:
+    """Put the hooks on a model that gets its first adapter."""
+    model.register_forward_pre_hook(_NoteTraining())
+    model.register_load_state_dict_post_hook(_ForgiveMissingBackbone())
+    if AdapterCallback not in trainer.DEFAULT_CALLBACKS:
+        trainer.DEFAULT_CALLBACKS.append(AdapterCallback)
+        register_optimizer_step_post_hook(_after_step)
+
+
+def uninstall(model: nn.Module) -> None:
+    """Take the hooks off again."""
+    for hooks in (model._forward_pre_hooks, model._load_state_dict_post_hooks):
+        for key in [
+            k for k, hook in hooks.items() if isinstance(hook, (_NoteTraining, _ForgiveMissingBackbone))
+        ]:
+            del hooks[key]
+    _in_training.discard(model)
+
+
+def training_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return all that checkpoints need of a model's adapters, by path: parameters, buffers, active heads."""
+    guests = need_guests(model)
+    heads = tuple(path + "." for path in guests.heads_before)
+    state = (
+        {path: tensor for path, tensor in model.state_dict().items() if path.startswith(heads)}
+        if heads
+        else {}
+    )
+    for guest in guests.adapters.values():
+        state |= guest.method.training_state(model, guest.name)
+    return state
+
+
+def save_pretrained(
+    model: Any, save_directory: str | Path, is_main_process: bool = True, push_to_hub: bool = False, **_: Any
+) -> None:
+    """Stand in for a model's own `save_pretrained` while it has adapters: write the active one's folder.
+
+    Several active adapters go to one sub-folder each.
+    """
+    if push_to_hub:
+        raise AdapterError(
+            "save_pretrained(push_to_hub=True) would push a backbone; upload the saved folder."
+        )
+    if not is_main_process:
+        return
+    active = need_guests(model).active or list(need_guests(model).adapters)
+    for name in active:
+        save(model, save_directory if len(active) == 1 else Path(save_directory) / name, name)
+
+
+class AdapterCallback(TrainerCallback):
+    """Joins every `transformers.Trainer` by itself; does nothing where the model has no adapters."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Tell scheduled methods how many optimizer steps there are."""
+        if guests_of(model) is not None:
+            set_total_step(model, state.max_steps)
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Put the training state where the Trainer looks for weights when it resumes or loads the best model."""
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if guests_of(model) is not None and state.is_world_process_zero and (checkpoint / WEIGHTS).is_file():
+            tensors = {path: tensor.contiguous().cpu() for path, tensor in training_state(model).items()}
+            save_file(tensors, checkpoint / TRAINING_STATE, metadata={"format": "pt"})
+
+
+class _NoteTraining:
+    def __call__(self, model: nn.Module, args: Any) -> None:
+        if model.training:
+            _in_training.add(model)
+
+
+class _ForgiveMissingBackbone:
+    def __call__(self, model: nn.Module, incompatible: Any) -> None:
+        missing = set(incompatible.missing_keys)
+        needed = set(training_state(model)) if guests_of(model) is not None else set()
+        if missing == set(model.state_dict()) - needed:
+            incompatible.missing_keys.clear()
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    if not _in_training:
+        return
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for model in list(_in_training):
+        guests = guests_of(model)
+        for name in guests.active if guests else ():
+            guest = guests.adapters[name]  # type: ignore[union-attr]
+            first = next(iter(guest.method.parameters(model, name).values()), None)
+            if first is not None and id(first) in optimized:
+                guest.method.on_train_step(model, name, guest.config)
