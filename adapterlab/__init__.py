@@ -27,7 +27,23 @@ _HOMES = {
     "RunResult": "adapterlab.pipeline",
     "AdapterLabError": "adapterlab.errors",
 }
-__all__ = [*_HOMES]
+__all__ = [
+    "AdapterLabError",
+    "MethodInfo",
+    "RunResult",
+    "Summary",
+    "activate",
+    "attach",
+    "detach",
+    "disabled",
+    "load",
+    "methods",
+    "register_method",
+    "run",
+    "save",
+    "set_total_step",
+    "summary",
+]
 
 if TYPE_CHECKING:
     from adapterlab.adapter_folder import save

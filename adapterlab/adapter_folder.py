@@ -75,9 +75,7 @@ def save(model: nn.Module, folder: str | Path, name: str | None = None) -> Path:
     staging = Path(tempfile.mkdtemp(prefix=".tmp-adapter-", dir=folder))
     try:
         prefix = guest.method.key_prefix
-        prefixed = {
-            key if key in BARE else prefix + key: tensor.contiguous().cpu() for key, tensor in tensors.items()
-        }
+        prefixed = {key if key in BARE else prefix + key: tensor.contiguous().cpu() for key, tensor in tensors.items()}
         save_file(prefixed, staging / WEIGHTS, metadata={"format": "pt"})
         _write_json(staging / EXTRA, _extra(model, guests, guest))
         _write_json(staging / CONFIG, _peft_fields(model, guests, guest))
@@ -85,7 +83,7 @@ def save(model: nn.Module, folder: str | Path, name: str | None = None) -> Path:
         os.umask(umask)
         for file in (WEIGHTS, EXTRA, CONFIG):  # the config last: a folder with one is whole
             (staging / file).chmod(0o666 & ~umask)
-            os.replace(staging / file, folder / file)
+            (staging / file).replace(folder / file)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
@@ -101,9 +99,7 @@ def read(source: str | Path) -> AdapterFiles:
     if not (folder / CONFIG).is_file() and (folder / "adapter" / CONFIG).is_file():
         folder = folder / "adapter"
     if not folder.is_dir():
-        raise AdapterFolderError(
-            f"'{source}' is no folder. Give an adapter folder, a run folder or a Hub id."
-        )
+        raise AdapterFolderError(f"'{source}' is no folder. Give an adapter folder, a run folder or a Hub id.")
     if not (folder / CONFIG).is_file():
         present = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
         raise AdapterFolderError(
@@ -158,7 +154,7 @@ def _extra(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "heads": sorted(guest.heads),
         "labels": {str(index): label for index, label in labels.items()} if guest.heads else {},
-    }
+    } | guest.about
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -145,15 +145,11 @@ class Summary:
 
     def __str__(self) -> str:
         share = 100 * self.trainable / self.total if self.total else 0.0
-        lines = [
-            f"{self.backbone}: {self.trainable:,} of {self.total:,} parameters are trained ({share:.2f} %)"
-        ]
+        lines = [f"{self.backbone}: {self.trainable:,} of {self.total:,} parameters are trained ({share:.2f} %)"]
         for adapter in self.adapters:
             state = "active" if adapter.active else "inactive"
             head = f" + head {adapter.head_parameters:,}" if adapter.head_parameters else ""
-            lines.append(
-                f"  {adapter.name}: {adapter.method}, {state}, {adapter.parameters:,} parameters{head}"
-            )
+            lines.append(f"  {adapter.name}: {adapter.method}, {state}, {adapter.parameters:,} parameters{head}")
         return "\n".join(lines)
 
 
@@ -175,9 +171,7 @@ def summary(model: nn.Module) -> Summary:
 def _read_method(method: str | MethodConfig | dict[str, Any], options: dict[str, Any]) -> tuple[str, Any]:
     if isinstance(method, MethodConfig):
         if options:
-            raise ConfigError(
-                f"options {sorted(options)} were given beside a {type(method).__name__}; put them in it."
-            )
+            raise ConfigError(f"options {sorted(options)} were given beside a {type(method).__name__}; put them in it.")
         names = [name for name, known in METHODS if known.Config is type(method)]
         if not names:
             raise ConfigError(f"{type(method).__name__} belongs to no registered method.")
@@ -193,9 +187,7 @@ def _read_method(method: str | MethodConfig | dict[str, Any], options: dict[str,
 def _admit(model: nn.Module, name: str) -> Guests:
     """Return the model's guest list, made if this is the first; refuse what can't become a host."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise AdapterError(
-            f"name '{name}': letters, digits, '_' and '-' only, since it becomes part of a module path."
-        )
+        raise AdapterError(f"name '{name}': letters, digits, '_' and '-' only, since it becomes part of a module path.")
     guests = guests_of(model)
     if guests is not None:
         if name in guests.adapters:
@@ -214,7 +206,7 @@ def _admit(model: nn.Module, name: str) -> Guests:
     guests = Guests(backbone, trainable, labels_of(model))
     keep_guests(model, guests)
     trainer_hooks.install(model)
-    model.save_pretrained = types.MethodType(trainer_hooks.save_pretrained, model)
+    model.__dict__["save_pretrained"] = types.MethodType(trainer_hooks.save_pretrained, model)
     return guests
 
 

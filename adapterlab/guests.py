@@ -21,10 +21,9 @@ class Guest:
     name: str
     method_name: str
     config: Any
-    heads: dict[str, nn.Module] = field(
-        default_factory=dict
-    )  # its own copies of the trained modules, by path
+    heads: dict[str, nn.Module] = field(default_factory=dict)  # its own copies of the trained modules, by path
     labels: dict[int, str] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)  # what a run adds to adapterlab.json: task, backbone, ...
 
     @property
     def method(self) -> Method:
@@ -34,9 +33,7 @@ class Guest:
     def trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Return everything this adapter trains, by path: its own parameters and its heads'."""
         own = self.method.parameters(model, self.name)
-        heads = {
-            f"{path}.{key}": p for path, head in self.heads.items() for key, p in head.named_parameters()
-        }
+        heads = {f"{path}.{key}": p for path, head in self.heads.items() for key, p in head.named_parameters()}
         return own | heads
 
 

@@ -22,9 +22,7 @@ def trained_modules(model: nn.Module, guests: Guests, modules_to_save: list[str]
         found = [name for name, _ in model.named_modules() if name == ending or name.endswith("." + ending)]
         if not found:
             names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name}
-            raise BackboneError(
-                f"modules_to_save: no module's name ends with '{ending}'.{did_you_mean(ending, names)}"
-            )
+            raise BackboneError(f"modules_to_save: no module's name ends with '{ending}'.{did_you_mean(ending, names)}")
         paths += [path for path in found if not any(path == p or path.startswith(p + ".") for p in paths)]
     return paths
 
@@ -55,7 +53,7 @@ def place_heads(model: nn.Module, guests: Guests, guest: Guest | None) -> None:
         config.id2label = dict(labels)
         config.label2id = {label: index for index, label in labels.items()}
         if hasattr(model, "num_labels"):
-            model.num_labels = len(labels)
+            setattr(model, "num_labels", len(labels))  # noqa: B010 (mypy takes a module's attributes for modules)
 
 
 def labels_of(model: nn.Module) -> dict[int, str]:

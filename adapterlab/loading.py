@@ -36,12 +36,10 @@ def load(model: M, source: str | Path, name: str | None = None, revision: str | 
             another shape is named, as are other label names.
         AdapterError: the model has an adapter of that name.
     """
-    files = read(_local(source, revision))
+    files = read(local_folder(source, revision))
     method = _method_of(files)
     prefix = method.key_prefix
-    files = replace(
-        files, tensors={key.removeprefix(prefix): tensor for key, tensor in files.tensors.items()}
-    )
+    files = replace(files, tensors={key.removeprefix(prefix): tensor for key, tensor in files.tensors.items()})
     labels_before = labels_of(model)
     _check_labels(model, files)
     name = name or "default"
@@ -62,7 +60,12 @@ def load(model: M, source: str | Path, name: str | None = None, revision: str | 
     return model
 
 
-def _local(source: str | Path, revision: str | None) -> Path:
+def local_folder(source: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of an adapter, fetched from the Hub if it isn't one here.
+
+    Raises:
+        AdapterFolderError: it is neither here nor there.
+    """
     path = Path(source)
     if path.exists() or isinstance(source, Path) or str(source).startswith((".", "/", "~")):
         return path.expanduser()
@@ -70,9 +73,7 @@ def _local(source: str | Path, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG, WEIGHTS, EXTRA])
-        )
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG, WEIGHTS, EXTRA]))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AdapterFolderError(
@@ -96,9 +97,7 @@ def _method_of(files: AdapterFiles) -> Method:
 def _options(method: Method, files: AdapterFiles) -> dict[str, Any]:
     options = method.from_peft(files.fields)
     own = files.extra.get("options")
-    if isinstance(
-        own, dict
-    ):  # we wrote it: nothing was lost in peft's spelling, but what the file folded away
+    if isinstance(own, dict):  # we wrote it: nothing was lost in peft's spelling, but what the file folded away
         options = {key: value for key, value in own.items() if value is not None} | options
         if own.get("target_modules") == "all-linear":
             options["target_modules"] = "all-linear"
@@ -126,20 +125,14 @@ def _fill(model: nn.Module, method: Method, files: AdapterFiles, name: str) -> N
     guest = guests.adapters[name]
     method.adopt(model, name, files.fields)
     expected = {key: tensor.shape for key, tensor in adapter_tensors(model, guest).items()}
-    problems = [
-        f"missing: {key} {list(shape)}" for key, shape in expected.items() if key not in files.tensors
-    ]
-    problems += [
-        f"unexpected: {key} {list(t.shape)}" for key, t in files.tensors.items() if key not in expected
-    ]
+    problems = [f"missing: {key} {list(shape)}" for key, shape in expected.items() if key not in files.tensors]
+    problems += [f"unexpected: {key} {list(t.shape)}" for key, t in files.tensors.items() if key not in expected]
     problems += [
         f"other shape: {key} is {list(files.tensors[key].shape)} in the file and {list(shape)} in the model"
         for key, shape in expected.items()
         if key in files.tensors and files.tensors[key].shape != shape
     ]
-    problems += [
-        f"not finite: {key}" for key, tensor in files.tensors.items() if not torch.isfinite(tensor).all()
-    ]
+    problems += [f"not finite: {key}" for key, tensor in files.tensors.items() if not torch.isfinite(tensor).all()]
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems[:12])
         more = f"\n  ... and {len(problems) - 12} more" if len(problems) > 12 else ""
@@ -152,6 +145,7 @@ def _fill(model: nn.Module, method: Method, files: AdapterFiles, name: str) -> N
     method.load_state(model, name, guest.config, files.tensors)
     for path, head in guest.heads.items():
         head.load_state_dict({key: files.tensors[f"{path}.{key}"] for key in head.state_dict()})
+    guest.about = {key: files.extra[key] for key in ("backbone", "task", "max_length") if key in files.extra}
     if files.labels and guest.heads:
         guest.labels = files.labels
         _set_labels(model, files.labels)

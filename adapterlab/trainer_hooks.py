@@ -50,9 +50,7 @@ def install(model: nn.Module) -> None:
 def uninstall(model: nn.Module) -> None:
     """Take the hooks off again."""
     for hooks in (model._forward_pre_hooks, model._load_state_dict_post_hooks):
-        for key in [
-            k for k, hook in hooks.items() if isinstance(hook, (_NoteTraining, _ForgiveMissingBackbone))
-        ]:
+        for key in [k for k, hook in hooks.items() if isinstance(hook, (_NoteTraining, _ForgiveMissingBackbone))]:
             del hooks[key]
     _in_training.discard(model)
 
@@ -61,11 +59,7 @@ def training_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return all that checkpoints need of a model's adapters, by path: parameters, buffers, active heads."""
     guests = need_guests(model)
     heads = tuple(path + "." for path in guests.heads_before)
-    state = (
-        {path: tensor for path, tensor in model.state_dict().items() if path.startswith(heads)}
-        if heads
-        else {}
-    )
+    state = {path: tensor for path, tensor in model.state_dict().items() if path.startswith(heads)} if heads else {}
     for guest in guests.adapters.values():
         state |= guest.method.training_state(model, guest.name)
     return state
@@ -79,9 +73,7 @@ def save_pretrained(
     Several active adapters go to one sub-folder each.
     """
     if push_to_hub:
-        raise AdapterError(
-            "save_pretrained(push_to_hub=True) would push a backbone; upload the saved folder."
-        )
+        raise AdapterError("save_pretrained(push_to_hub=True) would push a backbone; upload the saved folder.")
     if not is_main_process:
         return
     active = need_guests(model).active or list(need_guests(model).adapters)

@@ -14,7 +14,6 @@ from adapterlab.backbones import Backbone
 from adapterlab.errors import AdapterError, ConfigError
 from adapterlab.methods.base import MethodConfig, register_method
 from adapterlab.methods.rank_budget import RankBudget
-from adapterlab.methods.targets import ALL_LINEAR
 from adapterlab.methods.tuner import TunerMethod
 
 
@@ -42,7 +41,7 @@ class AdaLoraConfig(MethodConfig):
         description="dropout on P's input",
     )
     target_modules: Literal["all-linear"] | list[str] = Field(
-        ALL_LINEAR, description="'all-linear' (every linear in the layers) or a list of name endings"
+        "all-linear", description="'all-linear' (every linear in the layers) or a list of name endings"
     )
     layers: list[int] | None = Field(
         None,
@@ -52,9 +51,7 @@ class AdaLoraConfig(MethodConfig):
     total_step: int | None = Field(
         None, ge=1, description="T, steps of the whole run; the Trainer fills it in, your own loop gives it"
     )
-    tinit: int | None = Field(
-        None, ge=0, description="steps before the budget shrinks; a tenth of T if left out"
-    )
+    tinit: int | None = Field(None, ge=0, description="steps before the budget shrinks; a tenth of T if left out")
     tfinal: int | None = Field(
         None, ge=0, description="steps at the end with the final budget; three tenths of T if left out"
     )
@@ -66,9 +63,7 @@ class AdaLoraConfig(MethodConfig):
     )
     beta1: float = Field(0.85, gt=0, lt=1, description="smoothing of the sensitivity, equation 9")
     beta2: float = Field(0.85, gt=0, lt=1, description="smoothing of the uncertainty, equation 10")
-    orth_reg_weight: float = Field(
-        0.5, ge=0, description="gamma, weight of the orthogonality term, equation 4"
-    )
+    orth_reg_weight: float = Field(0.5, ge=0, description="gamma, weight of the orthogonality term, equation 4")
 
     @model_validator(mode="after")
     def _check(self) -> AdaLoraConfig:
@@ -143,9 +138,7 @@ class AdaLora(TunerMethod):
         if hasattr(model, "lora_budget") and not len(budgets):
             del model.lora_budget
         hooks = model._forward_hooks
-        for key in [
-            k for k, hook in hooks.items() if isinstance(hook, _OrthogonalityTerm) and hook.name == name
-        ]:
+        for key in [k for k, hook in hooks.items() if isinstance(hook, _OrthogonalityTerm) and hook.name == name]:
             del hooks[key]
 
     def on_train_begin(self, model: nn.Module, name: str, config: AdaLoraConfig, total_step: int) -> None:
@@ -176,9 +169,7 @@ class AdaLora(TunerMethod):
         """Return the shapes that the adapter's rank pattern gives."""
         return {key: tensor.shape for key, tensor in self.state(model, name, config).items()}
 
-    def load_state(
-        self, model: nn.Module, name: str, config: AdaLoraConfig, state: dict[str, torch.Tensor]
-    ) -> None:
+    def load_state(self, model: nn.Module, name: str, config: AdaLoraConfig, state: dict[str, torch.Tensor]) -> None:
         """Put the kept triplets where the rank pattern says they were; a pruned Λ is zero."""
         with torch.no_grad():
             for path, (a, e, b), keep in self._kept(model, name):
@@ -186,20 +177,14 @@ class AdaLora(TunerMethod):
                 a[keep], e[keep] = state[f"{path}.lora_A"].to(a), state[f"{path}.lora_E"].to(e)
                 b[:, keep] = state[f"{path}.lora_B"].to(b)
 
-    def to_peft(
-        self, model: nn.Module, backbone: Backbone, name: str, config: AdaLoraConfig
-    ) -> dict[str, Any]:
+    def to_peft(self, model: nn.Module, backbone: Backbone, name: str, config: AdaLoraConfig) -> dict[str, Any]:
         """Return peft's fields, with the rank pattern that the saved tensors follow."""
         fields = super().to_peft(model, backbone, name, config)
         budget = self._budget(model, name)
         if not budget.keep.all():
-            fields["rank_pattern"] = {
-                f"{path}.lora_E": keep.tolist() for path, _, keep in self._kept(model, name)
-            }
+            fields["rank_pattern"] = {f"{path}.lora_E": keep.tolist() for path, _, keep in self._kept(model, name)}
         if budget.planned:
-            fields.update(
-                total_step=budget.total_step, tinit=budget.tinit, tfinal=budget.tfinal, deltaT=budget.delta_t
-            )
+            fields.update(total_step=budget.total_step, tinit=budget.tinit, tfinal=budget.tfinal, deltaT=budget.delta_t)
         return fields
 
     def from_peft(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -275,11 +260,7 @@ class _OrthogonalityTerm:
             return output
         terms = []
         for layer in model.modules():
-            if (
-                isinstance(layer, AdaLoraLayer)
-                and self.name in layer.lora_A
-                and self.name in layer.active_adapters
-            ):
+            if isinstance(layer, AdaLoraLayer) and self.name in layer.lora_A and self.name in layer.active_adapters:
                 q, p = layer.lora_A[self.name], layer.lora_B[self.name]
                 eye = torch.eye(q.shape[0], device=q.device, dtype=q.dtype)
                 terms += [torch.linalg.norm(q @ q.T - eye), torch.linalg.norm(p.T @ p - eye)]

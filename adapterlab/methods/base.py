@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -57,9 +58,7 @@ class Method(ABC):
 
     def parameters(self, model: nn.Module, name: str) -> dict[str, nn.Parameter]:
         """Return the adapter's trainable parameters by their path in the model."""
-        return {
-            path: p for path, p in model.named_parameters() if self._owns(path, name) and self.trains(path)
-        }
+        return {path: p for path, p in model.named_parameters() if self._owns(path, name) and self.trains(path)}
 
     def trains(self, path: str) -> bool:
         """Whether a parameter that the adapter owns is trained."""
@@ -79,17 +78,17 @@ class Method(ABC):
         """Return the shape of each tensor that `load_state` needs."""
         return {key: tensor.shape for key, tensor in self.state(model, name, config).items()}
 
-    def adopt(self, model: nn.Module, name: str, fields: dict[str, Any]) -> None:
+    def adopt(self, model: nn.Module, name: str, fields: dict[str, Any]) -> None:  # noqa: B027
         """Take over what adapter_config.json says beyond options (AdaLoRA: the ranks), before `expected`."""
 
     def training_state(self, model: nn.Module, name: str) -> dict[str, torch.Tensor]:
         """Return what a checkpoint needs to go on training, keyed by path in the model's `state_dict`."""
         return {path: tensor for path, tensor in model.state_dict().items() if self._owns(path, name)}
 
-    def on_train_begin(self, model: nn.Module, name: str, config: Any, total_step: int) -> None:
+    def on_train_begin(self, model: nn.Module, name: str, config: Any, total_step: int) -> None:  # noqa: B027
         """Learn how many optimizer steps the run has. Raise if a schedule can't fit."""
 
-    def on_train_step(self, model: nn.Module, name: str, config: Any) -> None:
+    def on_train_step(self, model: nn.Module, name: str, config: Any) -> None:  # noqa: B027
         """Called after each optimizer step that touched the adapter, before gradients are cleared."""
 
     @abstractmethod
@@ -102,7 +101,7 @@ class Method(ABC):
 
     def _owns(self, path: str, name: str) -> bool:
         parts = path.split(".")
-        return any(a.startswith(self.marker) and b == name for a, b in zip(parts, parts[1:], strict=False))
+        return any(a.startswith(self.marker) and b == name for a, b in pairwise(parts))
 
     def _key(self, path: str, name: str) -> str:
         parts = [part for part in path.split(".") if part != "base_layer"]
@@ -172,9 +171,7 @@ def parse_config(method: str, options: dict[str, Any] | MethodConfig) -> MethodC
     if isinstance(options, MethodConfig):
         if isinstance(options, config_class):
             return options
-        raise ConfigError(
-            f"method '{method}' takes a {config_class.__name__}, not a {type(options).__name__}."
-        )
+        raise ConfigError(f"method '{method}' takes a {config_class.__name__}, not a {type(options).__name__}.")
     try:
         return config_class.model_validate(options)
     except ValidationError as error:
@@ -185,7 +182,9 @@ def parse_config(method: str, options: dict[str, Any] | MethodConfig) -> MethodC
 def _problem(method: str, known: list[str], item: Any) -> str:
     option = str(item["loc"][0]) if item["loc"] else method
     if item["type"] == "extra_forbidden":
-        return f"{option}: method '{method}' has no such option.{did_you_mean(option, known)} Known: {', '.join(known)}."
+        return (
+            f"{option}: method '{method}' has no such option.{did_you_mean(option, known)} Known: {', '.join(known)}."
+        )
     message = str(item["msg"]).removeprefix("Value error, ")
     return f"{option}: {message} (given: {item['input']!r})." if item["loc"] else f"{method}: {message}"
 

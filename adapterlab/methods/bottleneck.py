@@ -45,9 +45,7 @@ class BottleneckConfig(MethodConfig):
     reduction_factor: float | None = Field(
         None, ge=1, description="hidden size / bottleneck size: 16, or 2 for the parallel ones"
     )
-    bottleneck_size: int | None = Field(
-        None, ge=1, description="the size itself, instead of reduction_factor"
-    )
+    bottleneck_size: int | None = Field(None, ge=1, description="the size itself, instead of reduction_factor")
     activation: str | None = Field(
         None,
         validation_alias=AliasChoices("activation", "non_linearity"),
@@ -69,9 +67,7 @@ class BottleneckConfig(MethodConfig):
         if self.reduction_factor is not None and self.bottleneck_size is not None:
             raise ValueError("reduction_factor and bottleneck_size both set the size; give one of them.")
         if self.activation is not None and self.activation not in ACT2FN:
-            raise ValueError(
-                f"activation '{self.activation}' is unknown; for example: relu, gelu, swish, tanh, silu."
-            )
+            raise ValueError(f"activation '{self.activation}' is unknown; for example: relu, gelu, swish, tanh, silu.")
 
 
 class Bottleneck(nn.Module):
@@ -81,9 +77,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         paper = VARIANTS[config.variant]
         self.variant = config.variant
-        size = config.bottleneck_size or max(
-            1, int(hidden / (config.reduction_factor or paper.reduction_factor))
-        )
+        size = config.bottleneck_size or max(1, int(hidden / (config.reduction_factor or paper.reduction_factor)))
         scaling = paper.scaling if config.scaling is None else config.scaling
         self.down = nn.Linear(hidden, size)
         self.up = nn.Linear(size, hidden)
@@ -128,10 +122,12 @@ class Place:
             return output
         s = output[0] if isinstance(output, tuple) else output
         r, self.residual = self.residual, None
-        if self.variant == "houlsby" or r is None:
+        if r is None:  # houlsby has no tap: it reads s
             reads = s
+        elif self.variant == "pfeiffer":
+            reads = s + r
         else:
-            reads = s + r if self.variant == "pfeiffer" else r
+            reads = r
         total = s + sum(adapter(reads) for adapter in adapters)
         return (total, *output[1:]) if isinstance(output, tuple) else total
 
@@ -164,7 +160,10 @@ class BottleneckMethod(Method):
     """
 
     summary = "two small layers behind (Houlsby, Pfeiffer) or beside (He) each sublayer"
-    paper = "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2020, arXiv:2005.00247; He et al. 2021, arXiv:2110.04366"
+    paper = (
+        "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2020, arXiv:2005.00247; "
+        "He et al. 2021, arXiv:2110.04366"
+    )
     Config = BottleneckConfig
     peft_type = "BOTTLENECK"
     marker = "bottleneck"
@@ -180,13 +179,13 @@ class BottleneckMethod(Method):
                 if not hasattr(module, "bottleneck"):
                     module.add_module("bottleneck", nn.ModuleDict())
                 if not any(
-                    isinstance(h, Place) and h.variant == config.variant
-                    for h in module._forward_hooks.values()
+                    isinstance(h, Place) and h.variant == config.variant for h in module._forward_hooks.values()
                 ):
                     self._hook(model, backbone, layer, sublayer, config.variant, module)
                 adapter = Bottleneck(hidden, config)
                 adapter.to(next(model.get_submodule(backbone.layers[layer]).parameters()).device)
-                module.bottleneck[name] = adapter  # type: ignore[index, operator]
+                adapters: Any = module.bottleneck
+                adapters[name] = adapter
 
     def remove(self, model: nn.Module, name: str) -> None:
         """Take out the adapter; hooks go with the last one of their place."""
@@ -209,9 +208,7 @@ class BottleneckMethod(Method):
                 if isinstance(hook, Place):
                     hook.active = list(names)
 
-    def to_peft(
-        self, model: nn.Module, backbone: Backbone, name: str, config: BottleneckConfig
-    ) -> dict[str, Any]:
+    def to_peft(self, model: nn.Module, backbone: Backbone, name: str, config: BottleneckConfig) -> dict[str, Any]:
         """Return the options; peft has no such method, so the fields are ours."""
         return config.model_dump(exclude={"modules_to_save"}, exclude_none=True)
 

@@ -9,7 +9,6 @@ from peft.tuners.lora import LoraLayer
 from pydantic import AliasChoices, Field
 
 from adapterlab.methods.base import MethodConfig, register_method
-from adapterlab.methods.targets import ALL_LINEAR
 from adapterlab.methods.tuner import TunerMethod
 
 
@@ -31,7 +30,7 @@ class LoraConfig(MethodConfig):
         description="dropout on A's input",
     )
     target_modules: Literal["all-linear"] | list[str] = Field(
-        ALL_LINEAR, description="'all-linear' (every linear in the layers) or a list of name endings"
+        "all-linear", description="'all-linear' (every linear in the layers) or a list of name endings"
     )
     layers: list[int] | None = Field(
         None,

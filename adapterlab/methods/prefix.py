@@ -54,9 +54,7 @@ class PrefixEncoder(nn.Module):
         super().__init__()
         self.shape = (config.num_virtual_tokens, layers, 2, heads, head_size)
         width = 2 * layers * heads * head_size
-        self.embedding = nn.Embedding(
-            config.num_virtual_tokens, hidden if config.prefix_projection else width
-        )
+        self.embedding = nn.Embedding(config.num_virtual_tokens, hidden if config.prefix_projection else width)
         nn.init.normal_(self.embedding.weight, std=config.init_std)
         self.transform = None
         if config.prefix_projection:
@@ -205,9 +203,7 @@ class Prefix(Method):
         """Add the encoder to the base model; let each layer's attention find it through its config."""
         model_config: Any = model.config
         backbone.known()
-        attentions: list[Any] = [
-            model.get_submodule(backbone.at(i, "attention")) for i in range(len(backbone.layers))
-        ]
+        attentions: list[Any] = [model.get_submodule(backbone.at(i, "attention")) for i in range(len(backbone.layers))]
         base = model.get_submodule(backbone.base)
         if not hasattr(base, "prefix_encoder"):
             base.prefix_encoder = nn.ModuleDict()
@@ -239,7 +235,7 @@ class Prefix(Method):
                 continue
             del base.prefix_encoder
             for module in model.modules():
-                view = getattr(module, "config", None)
+                view: Any = getattr(module, "config", None)
                 if hasattr(view, "prefix_original"):
                     module.config = view.prefix_original
                 for key in [k for k, h in module._forward_pre_hooks.items() if isinstance(h, PositionShift)]:
@@ -258,16 +254,12 @@ class Prefix(Method):
         with torch.no_grad():
             return {"prompt_embeddings": self._encoder(model, name).prefix().detach().clone()}
 
-    def load_state(
-        self, model: nn.Module, name: str, config: PrefixConfig, state: dict[str, torch.Tensor]
-    ) -> None:
+    def load_state(self, model: nn.Module, name: str, config: PrefixConfig, state: dict[str, torch.Tensor]) -> None:
         """Copy a flat prefix into an encoder without projection."""
         with torch.no_grad():
             self._encoder(model, name).embedding.weight.copy_(state["prompt_embeddings"])
 
-    def to_peft(
-        self, model: nn.Module, backbone: Backbone, name: str, config: PrefixConfig
-    ) -> dict[str, Any]:
+    def to_peft(self, model: nn.Module, backbone: Backbone, name: str, config: PrefixConfig) -> dict[str, Any]:
         """Return peft's fields; the file holds the plain prefix, so it says so."""
         text: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
         heads, size = head_geometry(model.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -79,7 +80,8 @@ class RankBudget(nn.Module):
             tensors = [tensor for triplet in triplets for tensor in triplet]
             if any(tensor.grad is None for tensor in tensors):
                 return  # gradients were cleared or skipped: nothing to learn from
-            now = torch.cat([(t.detach() * t.grad).abs().flatten().float() for t in tensors])  # equation 8
+            gradients = [cast(torch.Tensor, tensor.grad) for tensor in tensors]
+            now = torch.cat([(t.detach() * g).abs().flatten().float() for t, g in zip(tensors, gradients, strict=True)])
             self.sensitivity.lerp_(now, 1 - beta1)
             self.uncertainty.lerp_((now - self.sensitivity).abs(), 1 - beta2)
             if step > self.tinit and (step % self.delta_t == 0 or step == last):
@@ -92,7 +94,7 @@ class RankBudget(nn.Module):
             [tensor.numel() for triplet in triplets for tensor in triplet]
         )
         scores = []
-        for index, (q, e, p) in enumerate(triplets):
+        for index, (q, _, p) in enumerate(triplets):
             s_q, s_e, s_p = importance[3 * index : 3 * index + 3]
             # equation 7: the singular value's own score plus the means over its two singular vectors
             scores.append(s_e.view(-1) + s_q.view_as(q).mean(1) + s_p.view_as(p).mean(0))
@@ -101,7 +103,5 @@ class RankBudget(nn.Module):
 
     def _prune(self, triplets: Sequence[Triplet]) -> None:
         with torch.no_grad():
-            for (_, e, _), keep in zip(
-                triplets, self.keep.split([len(e) for _, e, _ in triplets]), strict=True
-            ):
+            for (_, e, _), keep in zip(triplets, self.keep.split([len(e) for _, e, _ in triplets]), strict=True):
                 e.mul_(keep[:, None])

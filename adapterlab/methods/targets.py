@@ -52,9 +52,7 @@ def name_endings(model: nn.Module, backbone: Backbone, targets: list[Found]) -> 
     """Return the shortest way to say `targets`: endings relative to a layer if they name nothing else, else paths."""
     paths = {target.path for target in targets}
     relative = sorted({_relative(backbone, path) for path in paths})
-    matched = {
-        t.path for t in _all_linears(model, backbone, heads=True) if any(_ends(t.path, r) for r in relative)
-    }
+    matched = {t.path for t in _all_linears(model, backbone, heads=True) if any(_ends(t.path, r) for r in relative)}
     return relative if matched == paths else sorted(paths)
 
 
@@ -73,9 +71,7 @@ def _ends(path: str, ending: str) -> bool:
 
 
 def _relative(backbone: Backbone, path: str) -> str:
-    return next(
-        (path.removeprefix(layer + ".") for layer in backbone.layers if path.startswith(layer + ".")), path
-    )
+    return next((path.removeprefix(layer + ".") for layer in backbone.layers if path.startswith(layer + ".")), path)
 
 
 def _endings(backbone: Backbone, targets: list[Found]) -> list[str]:

@@ -1,0 +1,232 @@
+"""From a recipe to a finished run folder: data, backbone, adapter, training, report."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+
+from adapterlab.adapter_folder import save
+from adapterlab.attaching import Summary, attach, disabled, summary
+from adapterlab.data import Splits, load_splits
+from adapterlab.environment import describe_environment
+from adapterlab.features import frozen_features
+from adapterlab.guests import need_guests
+from adapterlab.pretrained import load_backbone, load_tokenizer, quiet
+from adapterlab.recipe import Recipe, dump_recipe, load_recipe
+from adapterlab.tasks import Task
+from adapterlab.training import precision
+from adapterlab.training.callbacks import read_metrics
+from adapterlab.training.plot import plot_history
+from adapterlab.training.report import ResultRow, final_table, write_report
+from adapterlab.training.run_folder import RunFolder
+from adapterlab.training.trainer import build_trainer, planned_steps
+
+_PROBE_ROWS = 2000  # training rows that the linear probe of the untouched backbone sees, at most
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gives. Metrics are those on `split`; sizes are bytes, times seconds."""
+
+    folder: Path
+    split: str
+    metrics: dict[str, float]
+    majority: dict[str, float]
+    frozen: dict[str, float]
+    trained: int
+    total: int
+    seconds: float
+    peak_memory: int
+    adapter_bytes: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[ResultRow]:
+        """The lines of the final table."""
+        adapter = ResultRow(
+            "adapter", self.metrics, self.trained, self.total, self.seconds, self.peak_memory, self.adapter_bytes
+        )
+        return [
+            ResultRow("majority class", self.majority),
+            ResultRow("untouched backbone, logistic regression", self.frozen),
+            adapter,
+        ]
+
+
+@dataclass
+class _Prepared:
+    """Everything that a run needs, loaded and checked; nothing on disk has been touched."""
+
+    recipe: Recipe
+    task: Task
+    splits: Splits
+    model: Any
+    tokenizer: Any
+    rows: dict[str, Any]
+    counts: Summary
+    notes: list[str] = field(default_factory=list)
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *overrides: str,
+    resume: str = "never",
+    replace: bool = False,
+    dry_run: bool = False,
+) -> RunResult | None:
+    """Train an adapter as a recipe says; what `adapterlab train` calls.
+
+    Args:
+        recipe: a YAML file, a shipped recipe's name, a dict or a Recipe.
+        overrides: "key=value" strings, e.g. "optim.lr=1e-4".
+        resume: "never", "auto" (from the run folder's last checkpoint, if it has one) or a checkpoint's path.
+        replace: delete a run that is in the run folder.
+        dry_run: load and check everything, say what would be done, and stop.
+
+    Returns:
+        The result, or None for a dry run.
+
+    Raises:
+        AdapterLabError: the recipe, the data, the backbone or the run folder can't be used. Nothing has been
+            written then.
+    """
+    recipe = load_recipe(recipe, overrides)
+    console = Console(quiet=os.environ.get("RANK", "0") != "0", stderr=True)
+    folder = RunFolder(Path(str(recipe.run.dir)))
+    checkpoint = folder.admit(resume, replace)
+    with quiet():
+        prepared = _prepare(recipe, console)
+        _announce(prepared, folder, checkpoint, console)
+        return None if dry_run else _train(prepared, folder, checkpoint, console)
+
+
+def _prepare(recipe: Recipe, console: Console) -> _Prepared:
+    task = Task.from_recipe(recipe.task, recipe.data)
+    number_format, why = precision.choose(recipe.optim.precision)
+    with console.status("reading the data"):
+        splits = load_splits(recipe.data, task, recipe.run.seed)
+        task.fit(splits)
+    transformers.set_seed(recipe.run.seed)
+    with console.status(f"loading {recipe.model.name}"):
+        tokenizer = load_tokenizer(recipe.model.name)
+        model, fresh = load_backbone(recipe.model.name, task.auto_class, tokenizer, **task.model_kwargs())
+    options = recipe.adapter.options()
+    if fresh:
+        options["modules_to_save"] = [*options.get("modules_to_save", []), *fresh]
+    attach(model, recipe.adapter.method, **options)
+    about = {"backbone": recipe.model.name, "task": task.state(), "max_length": recipe.data.max_length}
+    need_guests(model).adapters["default"].about = about
+    rows = {
+        name: task.encode(split, tokenizer, recipe.data.max_length, name=name) for name, split in splits.named.items()
+    }
+    notes = [*splits.notes, *task.notes, f"Training in {number_format}: {why}."]
+    if fresh:
+        notes.append(f"The backbone's files have no weights for {', '.join(fresh)}: trained with the adapter.")
+    return _Prepared(recipe, task, splits, model, tokenizer, rows, summary(model), notes)
+
+
+def _announce(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> None:
+    recipe, counts = prepared.recipe, prepared.counts
+    sizes = ", ".join(f"{size:,} {name}" for name, size in prepared.splits.sizes.items())
+    steps = planned_steps(recipe, prepared.splits.sizes["train"])
+    share = 100 * counts.trainable / counts.total
+    for title, text in (
+        ("backbone", f"{recipe.model.name}, {counts.total:,} parameters"),
+        ("adapter", f"{recipe.adapter.method}, {counts.trainable:,} trained ({share:.2f} %)"),
+        ("data", f"{sizes} rows"),
+        ("training", f"{steps:,} steps of {recipe.optim.batch_size * recipe.optim.accumulate}"),
+        ("run", f"{folder.path}" + (f", going on from {checkpoint.name}" if checkpoint else "")),
+    ):
+        console.print(f"[bold]{title:>9}[/bold]  {text}", highlight=False)
+    for note in prepared.notes:
+        console.print(f"[dim]{'note':>9}  {note}[/dim]", highlight=False)
+
+
+def _train(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult | None:
+    recipe, task, model = prepared.recipe, prepared.task, prepared.model
+    trainer = build_trainer(recipe, task, model, prepared.tokenizer, prepared.rows, folder, console)
+    with trainer.args.main_process_first():
+        if trainer.is_world_process_zero():
+            if checkpoint is None:
+                folder.clear()
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - started
+    split = "test" if "test" in prepared.rows else "eval"
+    output = trainer.predict(prepared.rows[split])
+    if not trainer.is_world_process_zero():
+        return None
+    save(model, folder.adapter)
+    with console.status("measuring the untouched backbone"):
+        frozen = _probe(prepared, split)
+    result = RunResult(
+        folder=folder.path,
+        split=split,
+        metrics=task.compute_metrics(output.predictions, output.label_ids),
+        majority=task.majority_baseline(prepared.splits),
+        frozen=frozen,
+        trained=prepared.counts.trainable,
+        total=prepared.counts.total,
+        seconds=seconds,
+        peak_memory=_peak_memory(),
+        adapter_bytes=sum(file.stat().st_size for file in folder.adapter.iterdir()),
+        notes=tuple(prepared.notes),
+    )
+    _report(prepared, folder, result, task.details(output.predictions, output.label_ids))
+    console.print(final_table(result.rows, task.metrics, split=split))
+    console.print(f"report and picture: {folder.report}, {folder.picture}", highlight=False)
+    return result
+
+
+def _probe(prepared: _Prepared, split: str) -> dict[str, float]:
+    """Score a logistic regression on the features of the backbone as it was before training."""
+    train = prepared.rows["train"].shuffle(seed=prepared.recipe.run.seed)
+    train = train.select(range(min(_PROBE_ROWS, len(train))))
+    collate = prepared.task.collator(prepared.tokenizer)
+    with disabled(prepared.model) as model:
+        features = [frozen_features(model, rows, collate) for rows in (train, prepared.rows[split])]
+    return prepared.task.probe_baseline(features[0], train["labels"], features[1], prepared.rows[split]["labels"])
+
+
+def _report(prepared: _Prepared, folder: RunFolder, result: RunResult, details: dict[str, Any]) -> None:
+    recipe, metrics = prepared.recipe, prepared.task.metrics
+    title = f"{folder.path.name}: {recipe.adapter.method} on {recipe.model.name}"
+    picture = None
+    if recipe.log.plot and folder.metrics.exists():
+        baselines = {"majority class": result.majority[metrics[0]], "untouched backbone": result.frozen[metrics[0]]}
+        history = read_metrics(folder.metrics)
+        picture = plot_history(history, folder.picture, metrics[0], baselines=baselines, title=title)
+    seen = min(_PROBE_ROWS, prepared.splits.sizes["train"])
+    write_report(
+        folder.report,
+        title=title,
+        rows=result.rows,
+        metrics=metrics,
+        recipe_yaml=dump_recipe(recipe),
+        split=result.split,
+        details=details,
+        sizes=prepared.splits.sizes,
+        notes=[*result.notes, f"The logistic regression saw the mean token features of {seen:,} training rows."],
+        environment=describe_environment(),
+        picture=picture.name if picture else None,
+    )
+
+
+def _peak_memory() -> int:
+    """Return the most memory that was in use, in bytes: of the GPU if there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,93 @@
+"""Load pretrained backbones and their tokenizers from an address."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils import logging as transformers_logging
+
+from adapterlab.addresses import HubId, resolve, unavailable
+from adapterlab.errors import BackboneError
+
+
+def load_tokenizer(address: str) -> Any:
+    """Load the tokenizer that stands beside a model, with a padding token.
+
+    Raises:
+        BackboneError: there is none, or it can't be read.
+    """
+    source, options = _source(address)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:  # transformers raises what it likes: OSError, ValueError, KeyError, ...
+        raise _unreadable(address, "tokenizer", error) from error
+    if tokenizer.pad_token is None:  # GPT-2 has none; padding is masked, so which token it is doesn't matter
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise BackboneError(f"the tokenizer of '{address}' has no token that can serve for padding.")
+    return tokenizer
+
+
+def load_backbone(address: str, auto_class: str, tokenizer: Any, **options: Any) -> tuple[Any, list[str]]:
+    """Load a pretrained model in fp32 with a task head.
+
+    Args:
+        auto_class: name of the transformers auto class, e.g. "AutoModelForSequenceClassification".
+        options: for `from_pretrained`, e.g. num_labels.
+
+    Returns:
+        The model, and the modules inside the base model that the files lack weights for: fresh, so to be
+        trained. (The head, outside the base model, is always fresh or trained.)
+
+    Raises:
+        BackboneError: it can't be found or read.
+    """
+    source, revision = _source(address)
+    loader = getattr(transformers, auto_class)
+    try:
+        with quiet():
+            model, info = loader.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, **revision, **options
+            )
+    except Exception as error:
+        raise _unreadable(address, "model", error) from error
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    base = model.base_model_prefix + "."
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(base))
+    return model, list(dict.fromkeys(key.rpartition(".")[0] for key in missing))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own bars and warnings off the screen: what matters of them is said elsewhere."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _source(address: str) -> tuple[str, dict[str, str]]:
+    found = resolve(address, "model")
+    if isinstance(found, HubId):
+        return found.id, {"revision": found.revision} if found.revision else {}
+    return str(found), {}
+
+
+def _unreadable(address: str, what: str, error: Exception) -> BackboneError:
+    found = resolve(address, "model")
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(found, HubId):
+        return unavailable(found, reason)
+    there = ", ".join(sorted(entry.name for entry in Path(found).iterdir())[:10])
+    return BackboneError(f"the {what} in '{address}' can't be loaded: {reason}\nThe folder holds: {there}.")

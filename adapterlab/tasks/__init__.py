@@ -1,0 +1,21 @@
+"""Tasks: what is learned and how it is measured. Importing this loads no torch, transformers or scikit-learn.
+
+A task is one file: subclass `Task`, decorate it with `@register_task("name")`. Another distribution names its
+module in the entry-point group "adapterlab.tasks" (and "adapterlab.metrics" for metrics).
+"""
+
+from adapterlab.tasks.base import TASKS, Task, TaskOptions, register_task
+from adapterlab.tasks.classification import Classification
+from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
+
+__all__ = [
+    "METRICS",
+    "TASKS",
+    "Classification",
+    "MetricSpec",
+    "Task",
+    "TaskOptions",
+    "compute",
+    "register_metric",
+    "register_task",
+]

@@ -1,0 +1,246 @@
+"""What a task is: its columns, its model class, how rows become tensors and logits become answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from adapterlab.errors import ConfigError, did_you_mean, unknown_name
+from adapterlab.registry import Registry
+from adapterlab.tasks.metrics import METRICS, compute
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+
+    from adapterlab.data import Splits
+
+
+class TaskOptions(BaseModel):
+    """A task's own keys in the recipe's `task` section. Subclasses declare one field per key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+OptionsClass = type[TaskOptions]  # inside Task, `type` is the task's own
+
+
+class TaskSettings(Protocol):
+    """What is read of a recipe's `task` section."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def metrics(self) -> Sequence[str] | None: ...
+
+
+class DataSettings(Protocol):
+    """What is read of a recipe's `data` section."""
+
+    @property
+    def columns(self) -> Mapping[str, str]: ...
+    @property
+    def labels(self) -> Sequence[str] | None: ...
+
+
+class Task(ABC):
+    """A kind of task. An instance is one recipe's: `fit` learns its labels, `notes` collects for the report.
+
+    Args:
+        metrics: names in `METRICS`; None takes the task's default.
+        column_names: the task's column → the file's, where the names differ.
+        labels: the class names in the order wanted; None sorts those found.
+        options: the task's own options.
+
+    Raises:
+        ConfigError: with all that is wrong.
+    """
+
+    type: ClassVar[str] = ""  # set by the registry
+    summary: ClassVar[str]
+    columns: ClassVar[dict[str, str]]  # the task's column names, each with a description
+    inputs: ClassVar[tuple[str, ...]]  # those that the model sees
+    strata: ClassVar[str | None] = None  # the one whose proportions splits keep
+    auto_class: ClassVar[str]  # in transformers
+    default_metrics: ClassVar[tuple[str, ...]]
+    Options: ClassVar[OptionsClass] = TaskOptions
+
+    def __init__(
+        self,
+        *,
+        metrics: Sequence[str] | None = None,
+        column_names: Mapping[str, str] | None = None,
+        labels: Sequence[str] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        problems: list[str] = []
+        self.metrics = self._check_metrics(self.default_metrics if metrics is None else metrics, problems)
+        self.column_names = dict(column_names or {})
+        for name in self.column_names:
+            if name not in self.columns:
+                known = ", ".join(f"{column} ({text})" for column, text in self.columns.items())
+                near = did_you_mean(name, self.columns)
+                problems.append(f"data.columns: {self.type} reads no '{name}'.{near} It reads: {known}.")
+        self.labels = [] if labels is None else list(labels)
+        self._labels_from = "train" if labels is None else "data.labels"
+        if twice := sorted({label for label in self.labels if self.labels.count(label) > 1}):
+            problems.append(f"data.labels names a label twice: {', '.join(twice)}")
+        try:
+            self.options: Any = self.Options.model_validate(dict(options or {}))
+        except ValidationError as error:
+            problems += [self._word(item) for item in error.errors()]
+        if problems:
+            raise ConfigError(problems)
+        self.notes: list[str] = []
+
+    @staticmethod
+    def from_recipe(task: TaskSettings, data: DataSettings) -> Task:
+        """Build the task that a recipe's `task` and `data` sections describe.
+
+        Raises:
+            ConfigError: an unknown type, metric, option or input column; all problems at once.
+        """
+        return TASKS.get(task.type)(
+            metrics=task.metrics,
+            column_names=data.columns,
+            labels=data.labels,
+            options=getattr(task, "model_extra", None),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return what rebuilds the task, labels included, as JSON can hold it."""
+        return {
+            "type": self.type,
+            "metrics": self.metrics,
+            "columns": self.column_names,
+            "labels": self.labels,
+            "options": self.options.model_dump(mode="json"),
+        }
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any]) -> Task:
+        """Rebuild a task from `state()`.
+
+        Raises:
+            ConfigError: the state names a task or metric that isn't known here.
+        """
+        task = TASKS.get(str(state.get("type")))(
+            metrics=state.get("metrics"),
+            column_names=state.get("columns"),
+            labels=state.get("labels") or None,
+            options=state.get("options"),
+        )
+        if task.labels:
+            task._labels_from = "the adapter"
+        return task
+
+    @abstractmethod
+    def clean(self, column: str, value: Any) -> Any:
+        """Return a value as the task uses it, or None where it is missing or empty."""
+
+    @abstractmethod
+    def fit(self, splits: Splits) -> None:
+        """Learn the labels and check every split against them.
+
+        Raises:
+            DataError: the rows can't be learned from; the message says which and why.
+        """
+
+    @abstractmethod
+    def check_labels(self, dataset: Dataset, name: str) -> None:
+        """Check rows, read later, against the labels learned; `name` is for the message.
+
+        Raises:
+            DataError: rows have a label that isn't known.
+        """
+
+    @abstractmethod
+    def model_kwargs(self) -> dict[str, Any]:
+        """Return what `from_pretrained` needs to know of the task."""
+
+    @abstractmethod
+    def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
+        """Turn rows into token ids (and labels, where there are any); `name` is the split's, for notes."""
+
+    @abstractmethod
+    def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """Return what makes a batch of encoded rows, padded to the longest of them."""
+
+    @abstractmethod
+    def compute_metrics(self, logits: Any, labels: Any) -> dict[str, float]:
+        """Compute the task's metrics of logits against true labels."""
+
+    @abstractmethod
+    def decode(self, logits: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
+        """Turn logits into answers, one dict a row."""
+
+    @abstractmethod
+    def majority_baseline(self, splits: Splits) -> dict[str, float]:
+        """Compute the metrics of always giving train's most frequent answer, on test (or eval)."""
+
+    @abstractmethod
+    def probe_baseline(
+        self, train_features: Any, train_labels: Any, test_features: Any, test_labels: Any
+    ) -> dict[str, float]:
+        """Compute the metrics of a linear model on the untouched backbone's features."""
+
+    @abstractmethod
+    def details(self, logits: Any, labels: Any) -> dict[str, Any]:
+        """Return what the report shows beside the metrics."""
+
+    def score(self, predictions: Any, references: Any) -> dict[str, float]:
+        """Compute the task's metrics of predictions against references."""
+        return compute(self.metrics, predictions, references)
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Say which way is up."""
+        return METRICS.get(metric).higher_is_better
+
+    @staticmethod
+    def prepare_tokenizer(tokenizer: Any) -> None:
+        """Give a tokenizer without a padding token (GPT-2's) its end-of-text token for that."""
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+
+    def note(self, text: str) -> None:
+        """Keep a note for the report, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _check_metrics(self, names: Sequence[str], problems: list[str]) -> list[str]:
+        suited = [name for name, spec in METRICS if self.type in spec.tasks]
+        checked: list[str] = []
+        for name in names:
+            known = name in METRICS and METRICS.canonical(name) in suited
+            if not known:
+                problems.append(f"task.metrics: {unknown_name(f'{self.type} metric', name, suited)}")
+            elif METRICS.canonical(name) not in checked:
+                checked.append(METRICS.canonical(name))
+        if not names:
+            problems.append(f"task.metrics is empty; name at least one of: {', '.join(suited)}")
+        return checked
+
+    def _word(self, item: Any) -> str:
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            return f"task.{key}: {unknown_name(f'{self.type} option', key, self.Options.model_fields)}"
+        return f"task.{key}: {item['msg']} (given: {item['input']!r})"
+
+
+TASKS: Registry[type[Task]] = Registry("task type", group="adapterlab.tasks")
+
+T = TypeVar("T", bound=type[Task])
+
+
+def register_task(name: str, *aliases: str) -> Callable[[T], T]:
+    """Register the decorated `Task` under `name`."""
+
+    def decorate(task: T) -> T:
+        task.type = name
+        TASKS.register(name, task, aliases=aliases)
+        return task
+
+    return decorate

@@ -1,0 +1,50 @@
+"""Which number format training uses here: asked of the CPU or GPU, not assumed."""
+
+from __future__ import annotations
+
+import torch
+
+from adapterlab.errors import ConfigError
+
+
+def choose(wanted: str) -> tuple[str, str]:
+    """Return ("bf16" | "fp16" | "fp32", why) for a recipe's `optim.precision`.
+
+    Raises:
+        ConfigError: this hardware can't do what was asked for.
+    """
+    if wanted == "fp32":
+        return "fp32", "as asked"
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if wanted == "bf16" and not has_bf16:
+            raise ConfigError(f"optim.precision: {name} has no bf16; use fp16, fp32 or auto.")
+        if wanted == "auto":
+            return ("bf16", f"{name} computes in bf16") if has_bf16 else ("fp16", f"{name} has fp16 but no bf16")
+        return wanted, "as asked"
+    if wanted == "fp16":
+        raise ConfigError("optim.precision: fp16 needs a GPU, and none is here; use bf16, fp32 or auto.")
+    if wanted == "bf16":
+        return "bf16", "as asked"
+    if torch.backends.mps.is_available():
+        return "fp32", "Apple GPU"
+    if cpu_has_bf16():
+        return "bf16", "this CPU multiplies bf16 in hardware"
+    return "fp32", "this CPU has no bf16 instructions"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has AVX512-BF16 or AMX, so that bf16 is faster than fp32."""
+    for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        supported = getattr(torch.cpu, probe, None)
+        if supported is not None and supported():
+            return True
+    return False
+
+
+def device() -> str:
+    """Return the device that training runs on: "cuda", "mps" or "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
