@@ -17,9 +17,9 @@ _HOMES = {
     "disabled": "adapterlab.attaching",
     "summary": "adapterlab.attaching",
     "Summary": "adapterlab.attaching",
-    "methods": "adapterlab.methods",
-    "MethodInfo": "adapterlab.methods",
-    "register_method": "adapterlab.methods",
+    "methods": "adapterlab.adapters",
+    "MethodInfo": "adapterlab.adapters",
+    "register_method": "adapterlab.adapters",
     "save": "adapterlab.adapter_folder",
     "load": "adapterlab.loading",
     "set_total_step": "adapterlab.trainer_hooks",
@@ -47,10 +47,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from adapterlab.adapter_folder import save
+    from adapterlab.adapters import MethodInfo, methods, register_method
     from adapterlab.attaching import Summary, activate, attach, detach, disabled, summary
     from adapterlab.errors import AdapterLabError
     from adapterlab.loading import load
-    from adapterlab.methods import MethodInfo, methods, register_method
     from adapterlab.pipeline import RunResult, run
     from adapterlab.trainer_hooks import set_total_step
 

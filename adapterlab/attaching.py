@@ -14,11 +14,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from adapterlab import trainer_hooks
+from adapterlab.adapters import METHODS, MethodConfig, parse_config
 from adapterlab.backbones import describe
 from adapterlab.errors import AdapterError, BackboneError, ConfigError
 from adapterlab.guests import Guest, Guests, guests_of, keep_guests, need_guests
 from adapterlab.heads import adopt_heads, labels_of, place_heads, trained_modules
-from adapterlab.methods import METHODS, MethodConfig, parse_config
 
 M = TypeVar("M", bound=nn.Module)
 

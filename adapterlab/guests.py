@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from adapterlab.adapters.base import METHODS, Method
 from adapterlab.backbones import Backbone
 from adapterlab.errors import AdapterError, unknown_name
-from adapterlab.methods.base import METHODS, Method
 
 _ATTRIBUTE = "_adapterlab_guests"
 

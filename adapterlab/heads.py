@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import nn
 
 from adapterlab.errors import BackboneError, did_you_mean
@@ -32,8 +33,8 @@ def adopt_heads(model: nn.Module, guests: Guests, guest: Guest, paths: list[str]
     for path in paths:
         original = guests.heads_before.setdefault(path, model.get_submodule(path))
         head = copy.deepcopy(original)
-        for parameter in head.parameters():
-            parameter.data = parameter.data.float()
+        if any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in head.parameters()):
+            head.float().register_forward_pre_hook(_read_in_fp32)
         guest.heads[path] = head
 
 
@@ -60,6 +61,11 @@ def labels_of(model: nn.Module) -> dict[int, str]:
     """Return the label names that the model's config holds, if it has a head for labels."""
     config: Any = model.config
     return {int(index): str(label) for index, label in (getattr(config, "id2label", None) or {}).items()}
+
+
+def _read_in_fp32(module: nn.Module, args: Any) -> Any:
+    """Forward pre-hook of an fp32 head on a bf16 or fp16 backbone."""
+    return tuple(arg.float() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg for arg in args)
 
 
 def are_named(labels: dict[int, str]) -> bool:

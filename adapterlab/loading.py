@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from adapterlab.adapter_folder import CONFIG, EXTRA, WEIGHTS, AdapterFiles, adapter_tensors, read
+from adapterlab.adapters import METHODS, Method
 from adapterlab.attaching import attach, detach
 from adapterlab.errors import AdapterFolderError, AdapterLabError
 from adapterlab.guests import need_guests
 from adapterlab.heads import are_named, labels_of
-from adapterlab.methods import METHODS, Method
 
 M = TypeVar("M", bound=nn.Module)
 

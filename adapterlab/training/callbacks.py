@@ -69,9 +69,8 @@ class Narrator(TrainerCallback):
             self.progress.remove_task(self.bars.pop("eval"))
         if not state.is_world_process_zero or not metrics:
             return
-        shown = [
-            f"{name} {metrics[f'eval_{name}']:.4f}" for name in ("loss", *self.metrics) if f"eval_{name}" in metrics
-        ]
+        known = [name for name in ("loss", *self.metrics) if f"eval_{name}" in metrics]
+        shown = "  ".join(f"{name} {metrics[f'eval_{name}']:.4f}" for name in known)
         where = f"step {state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.2f}"
         self.console.print(f"{where}  eval {shown}", highlight=False)
 

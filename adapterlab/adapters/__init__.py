@@ -1,7 +1,7 @@
 """The adapter methods. Importing this package registers them."""
 
-from adapterlab.methods import adalora, bottleneck, lora, prefix
-from adapterlab.methods.base import (
+from adapterlab.adapters.adalora import AdaLoraConfig
+from adapterlab.adapters.base import (
     METHODS,
     Method,
     MethodConfig,
@@ -11,21 +11,24 @@ from adapterlab.methods.base import (
     parse_config,
     register_method,
 )
+from adapterlab.adapters.bottleneck import BottleneckConfig
+from adapterlab.adapters.lora import LoraConfig
+from adapterlab.adapters.prefix import PrefixConfig
 
 list_methods = methods
 
 __all__ = [
     "METHODS",
+    "AdaLoraConfig",
+    "BottleneckConfig",
+    "LoraConfig",
     "Method",
     "MethodConfig",
     "MethodInfo",
     "OptionInfo",
-    "adalora",
-    "bottleneck",
+    "PrefixConfig",
     "list_methods",
-    "lora",
     "methods",
     "parse_config",
-    "prefix",
     "register_method",
 ]

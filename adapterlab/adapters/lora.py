@@ -8,8 +8,8 @@ import peft
 from peft.tuners.lora import LoraLayer
 from pydantic import AliasChoices, Field
 
-from adapterlab.methods.base import MethodConfig, register_method
-from adapterlab.methods.tuner import TunerMethod
+from adapterlab.adapters.base import MethodConfig, register_method
+from adapterlab.adapters.tuner import TunerMethod
 
 
 class LoraConfig(MethodConfig):

@@ -10,11 +10,11 @@ from peft.tuners.adalora import AdaLoraLayer
 from pydantic import AliasChoices, Field, model_validator
 from torch import nn
 
+from adapterlab.adapters.base import MethodConfig, register_method
+from adapterlab.adapters.rank_budget import RankBudget
+from adapterlab.adapters.tuner import TunerMethod
 from adapterlab.backbones import Backbone
 from adapterlab.errors import AdapterError, ConfigError
-from adapterlab.methods.base import MethodConfig, register_method
-from adapterlab.methods.rank_budget import RankBudget
-from adapterlab.methods.tuner import TunerMethod
 
 
 class AdaLoraConfig(MethodConfig):
@@ -98,16 +98,13 @@ class AdaLora(TunerMethod):
     layer_class = AdaLoraLayer
 
     def peft_config(self, config: AdaLoraConfig) -> peft.AdaLoraConfig:
-        """Return peft's config. peft insists on a schedule; where none is known yet it gets a placeholder."""
-        total = config.total_step or 1
+        """Return peft's config. The schedule in it is a placeholder that peft insists on: `RankBudget` has ours."""
         return peft.AdaLoraConfig(
             target_r=config.target_r,
             init_r=config.start_r,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
-            total_step=total,
-            tinit=config.tinit or 0 if config.total_step else 0,
-            tfinal=config.tfinal or 0 if config.total_step else 0,
+            total_step=1,
             deltaT=config.delta_t or 1,
             beta1=config.beta1,
             beta2=config.beta2,

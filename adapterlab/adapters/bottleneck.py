@@ -9,8 +9,8 @@ from pydantic import AliasChoices, Field
 from torch import nn
 from transformers.activations import ACT2FN
 
+from adapterlab.adapters.base import Method, MethodConfig, register_method
 from adapterlab.backbones import Backbone
-from adapterlab.methods.base import Method, MethodConfig, register_method
 
 
 class Published(NamedTuple):

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from adapterlab.adapters.base import Method, MethodConfig, register_method
 from adapterlab.backbones import Backbone, head_geometry
 from adapterlab.errors import BackboneError
-from adapterlab.methods.base import Method, MethodConfig, register_method
 
 ATTENTION = "adapterlab_prefix"  # the name our attention function is registered under
 

@@ -10,9 +10,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from adapterlab.adapters.base import Method
+from adapterlab.adapters.targets import find_targets, name_endings
 from adapterlab.backbones import Backbone
-from adapterlab.methods.base import Method
-from adapterlab.methods.targets import find_targets, name_endings
 
 
 class TunerMethod(Method):
@@ -39,6 +39,8 @@ class TunerMethod(Method):
             peft.inject_adapter_in_model(settings, model, name)
         # peft leaves its config on the model, which would make transformers take it for a peft model
         del model.peft_config
+        for parameter in self.parameters(model, name).values():
+            parameter.data = parameter.data.float()  # a bf16 backbone is fine, a bf16 optimizer step is not
 
     def layers(self, model: nn.Module) -> dict[str, Any]:
         """Return this method's layers by path."""

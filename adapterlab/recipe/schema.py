@@ -1,0 +1,187 @@
+"""The recipe: every key, its type, its bounds and its help.
+
+The descriptions here are the only documentation of a key: `adapterlab schema` and the errors print them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of a recipe: immutable, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _check_addresses(value: Any) -> Any:
+    items = value if isinstance(value, list) else [value]
+    if not items or not all(isinstance(item, str) and item.strip() for item in items):
+        raise ValueError("must be an address (a path, hub:ID or package:NAME/PATH) or a list of addresses")
+    return value
+
+
+def _check_share(value: Any) -> Any:
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise ValueError("must be a share of train between 0 and 1 (0.1 is a tenth), or the address of a file")
+    return float(value)
+
+
+def _check_labels(value: Any) -> Any:
+    if isinstance(value, list):
+        # `labels: [0, 1]` is what one writes for a column of digits; labels are compared as text.
+        value = [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in value]
+        if all(isinstance(item, str) for item in value) and len(set(value)) < len(value):
+            raise ValueError("names a label twice")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
+Share = Annotated[Annotated[float, Field(gt=0, lt=1)] | Text, BeforeValidator(_check_share)]
+Addresses = Annotated[Text | Annotated[list[Text], Field(min_length=1)], BeforeValidator(_check_addresses)]
+Labels = Annotated[list[Text], Field(min_length=2), BeforeValidator(_check_labels)]
+
+
+class RunSection(Section):
+    """Where the run goes and what seeds it."""
+
+    dir: Text | None = Field(None, description="Folder of the run. Default: runs/ and the recipe's name.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Seeds splits, initialisation, order and dropout.")
+
+
+class ModelSection(Section):
+    """The frozen backbone."""
+
+    name: Text = Field(
+        description="The pretrained backbone: a Hub id, a local folder, or package:NAME/PATH.",
+        examples=["bert-base-uncased"],
+    )
+
+
+class AdapterSection(Section):
+    """The method, and beside it the method's own options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: Text = Field(
+        description="The adapter method; `adapterlab methods` lists them. Its options stand beside it.",
+        examples=["lora"],
+    )
+
+    def options(self) -> dict[str, Any]:
+        """Return the method's options as given, without `method`."""
+        return dict(self.model_extra or {})
+
+
+class TaskSection(Section):
+    """What is learned, and what is measured. A task may have options of its own, beside these."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Text = Field(description="The kind of task.", examples=["classification"])
+    metrics: Annotated[list[Text], Field(min_length=1)] | None = Field(
+        None, description="What to measure; the first is the one that counts. Default: the task's own choice."
+    )
+
+    def options(self) -> dict[str, Any]:
+        """Return the task's own options as given, without `type` and `metrics`."""
+        return dict(self.model_extra or {})
+
+
+class DataSection(Section):
+    """Where the rows come from and how they become examples."""
+
+    train: Addresses = Field(
+        description="Rows to train on: a file (csv, tsv, jsonl, parquet), a glob, hub:ID, package:NAME/PATH, "
+        "or a list of these.",
+        examples=["data/train.csv"],
+    )
+    eval: Share = Field(0.1, description="Rows to evaluate on while training: an address, or a share of train.")
+    test: Share | None = Field(
+        None, description="Rows for the final table: an address or a share of train. Default: the eval rows."
+    )
+    columns: dict[str, Text] = Field(
+        default_factory=dict, description="The task's inputs → the file's columns, where the names differ."
+    )
+    labels: Labels | None = Field(
+        None, description="The class names in the order wanted. Default: those found in train, sorted."
+    )
+    max_length: int = Field(128, ge=4, description="Tokens per example; longer ones are cut.")
+    max_samples: int | None = Field(
+        None,
+        ge=2,
+        description="Train on so many rows at most, drawn with the seed, classes kept in proportion.",
+    )
+    bad_rows: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="Rows with an empty text or no label: refuse the file, or drop them and say how many.",
+    )
+    encoding: Text | None = Field(None, description="Text encoding of the files. Default: detected.")
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> DataSection:
+        shares = [share for share in (self.eval, self.test) if isinstance(share, float)]
+        if sum(shares) >= 1:
+            raise ValueError(f"eval and test take {' + '.join(map(str, shares))} of train, which leaves no rows")
+        return self
+
+
+class OptimSection(Section):
+    """How the adapter is trained."""
+
+    lr: float = Field(gt=0, description="Peak learning rate. Adapters want 1e-4 to 1e-2.", examples=["5e-4"])
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the rate falls after the warm-up."
+    )
+    warmup_ratio: float = Field(0.06, ge=0, le=1, description="Share of the steps in which the rate rises to lr.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    batch_size: int = Field(32, ge=1, description="Examples per step and device.")
+    eval_batch_size: int = Field(64, ge=1, description="Examples per forward pass when evaluating.")
+    epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps; overrides epochs.")
+    accumulate: int = Field(1, ge=1, description="Batches whose gradients are added up before a step.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip gradients to this norm; 0 never clips.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Number format of the backbone's maths. auto: what is fast here (see `adapterlab env`).",
+    )
+
+
+class EvalSection(Section):
+    """When to evaluate, and what decides which state is kept."""
+
+    every: int | None = Field(None, ge=1, description="Evaluate every so many steps. Default: after each epoch.")
+    best: Text | None = Field(
+        None, description="Keep the state that is best by this metric. Default: the first metric."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Stop after so many evaluations without improvement. Default: never."
+    )
+
+
+class LogSection(Section):
+    """What is written while training."""
+
+    to: list[Literal["jsonl"]] = Field(
+        ["jsonl"], description="Where metrics go: jsonl is metrics.jsonl in the run folder."
+    )
+    plot: bool = Field(True, description="Draw loss.png at the end.")
+
+
+class Recipe(Section):
+    """A whole training run, checked and complete."""
+
+    version: Literal[1] = Field(description="The version of this format.", examples=["1"])
+    description: str = Field("", description="One line for `adapterlab ls`.")
+    run: RunSection = Field(default_factory=RunSection)
+    model: ModelSection
+    adapter: AdapterSection
+    task: TaskSection
+    data: DataSection
+    optim: OptimSection
+    eval: EvalSection = Field(default_factory=EvalSection)
+    log: LogSection = Field(default_factory=LogSection)

@@ -1,0 +1,211 @@
+"""Several adapters, and what a user does wrong: the message helps, the model stays as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import randomize
+
+import adapterlab
+from adapterlab.adapters import LoraConfig
+
+
+def unchanged(model, state):
+    now = model.state_dict()
+    return now.keys() == state.keys() and all(torch.equal(now[name], state[name]) for name in state)
+
+
+def test_a_config_object_a_dict_and_an_alias(tiny):
+    one = adapterlab.attach(tiny("bert"), "lora", r=4, alpha=8)
+    two = adapterlab.attach(tiny("bert"), {"method": "lora", "r": 4, "lora_alpha": 8})
+    three = adapterlab.attach(tiny("bert"), LoraConfig(r=4, alpha=8))
+    assert str(adapterlab.summary(one)) == str(adapterlab.summary(two)) == str(adapterlab.summary(three))
+    assert adapterlab.summary(adapterlab.attach(tiny("bert"), "adapter")).adapters[0].method == "bottleneck"
+
+
+def test_default_targets_are_all_linears_of_the_layers(tiny):
+    model = adapterlab.attach(tiny("bert"), "lora")
+    adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A." in name}
+    in_layers = {
+        name for name, module in tiny("bert").named_modules()
+        if isinstance(module, torch.nn.Linear) and ".layer." in name
+    }  # fmt: skip
+    assert adapted == in_layers
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "bottleneck"])
+def test_layers(tiny, method):
+    model = adapterlab.attach(tiny("bert"), method, layers=[-1])
+    names = [name for name, p in model.named_parameters() if p.requires_grad and "classifier" not in name]
+    assert names
+    assert all(".layer.1." in name for name in names)
+
+
+def test_two_adapters_side_by_side(tiny, logits):
+    model = tiny("bert")
+    backbone = logits(model)
+    outputs = {}
+    for name, method in {"first": "lora", "second": "bottleneck", "third": "prefix", "fourth": "lora"}.items():
+        adapterlab.attach(model, method, name)
+        randomize(model, seed=len(outputs))
+        outputs[name] = logits(model)
+    assert [a.active for a in adapterlab.summary(model).adapters] == [False, False, False, True]
+    for name, output in outputs.items():
+        adapterlab.activate(model, name)
+        assert torch.equal(logits(model), output), name
+    adapterlab.activate(model, None)
+    assert torch.equal(logits(model), backbone)
+    adapterlab.activate(model, ["first", "second"])
+    both = logits(model)
+    assert not any(torch.equal(both, output) for output in outputs.values())
+    adapterlab.detach(model, "second")
+    adapterlab.activate(model, "first")
+    assert torch.equal(logits(model), outputs["first"])
+    adapterlab.detach(model)
+    assert torch.equal(logits(model), backbone)
+
+
+def test_heads_of_different_sizes(tiny, logits, tmp_path):
+    five = tiny("bert")
+    five.classifier = torch.nn.Linear(32, 5)
+    five.num_labels = 5
+    five.config.id2label = {i: f"topic {i}" for i in range(5)}
+    adapterlab.attach(five, "lora")
+    randomize(five)
+    assert logits(five).shape == (4, 5)
+    twin = copy.deepcopy(five)
+    adapterlab.detach(twin)
+    assert twin.config.id2label[4] == "topic 4"
+
+
+def test_activation_switches_labels_back(tiny):
+    model = tiny("bert")
+    model.config.id2label = {0: "a", 1: "b", 2: "c"}
+    adapterlab.attach(model, "lora")
+    model.config.id2label = {0: "x", 1: "y", 2: "z"}
+    adapterlab.detach(model)
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+def test_summary_in_words(tiny):
+    model = adapterlab.attach(tiny("bert"), "lora", r=4)
+    text = str(adapterlab.summary(model))
+    assert "default: lora, active" in text
+    assert f"{adapterlab.summary(model).trainable:,}" in text
+    assert adapterlab.summary(tiny("bert")).adapters == ()
+
+
+def test_methods_lists_every_method():
+    found = {info.name: info for info in adapterlab.methods()}
+    assert {"lora", "adalora", "prefix", "bottleneck"} <= found.keys()
+    for info in found.values():
+        assert info.summary
+        assert info.paper
+        assert all(option.help for option in info.options)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("lroa", {}, "unknown method 'lroa'. Did you mean 'lora'\\?.*adalora, adapter, bottleneck, lora, prefix"),
+        ("lora", {"rank": 8}, "rank: method 'lora' has no such option.*Known:.* r,"),
+        ("lora", {"alpa": 8}, "Did you mean 'alpha'"),
+        ("lora", {"r": 0, "dropout": 1.5}, "(?s)r: .*dropout: "),
+        ("lora", {"r": 4, "target_modules": ["qery"]}, "'qery'.*Did you mean 'query'"),
+        ("lora", {"layers": [0, 7]}, "layers \\[7\\] do not exist.*2 layers, 0 to 1"),
+        ("adalora", {"target_r": 8, "init_r": 4}, "init_r \\(4\\) is below target_r \\(8\\)"),
+        ("bottleneck", {"reduction_factor": 4, "bottleneck_size": 8}, "both set the size"),
+        ("bottleneck", {"activation": "swich"}, "activation 'swich' is unknown"),
+        ("bottleneck", {"variant": "hulsby"}, "variant: .*'houlsby'"),
+        ("prefix", {"num_virtual_tokens": -3}, "num_virtual_tokens: "),
+        ("lora", {"modules_to_save": ["poler"]}, "Did you mean 'pooler'"),
+        (7, {}, "7 was given"),
+    ],
+)
+def test_wrong_options(tiny, method, options, message):
+    model = tiny("bert")
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(adapterlab.AdapterLabError, match=message):
+        adapterlab.attach(model, method, **options)
+    assert unchanged(model, state)
+    assert adapterlab.summary(model).adapters == ()
+    assert all(p.requires_grad for p in model.parameters())
+    assert "save_pretrained" not in model.__dict__
+
+
+def test_attaching_twice_under_one_name(tiny):
+    model = adapterlab.attach(tiny("bert"), "lora")
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(adapterlab.AdapterLabError, match="an adapter 'default' \\(lora\\) already.*detach"):
+        adapterlab.attach(model, "prefix")
+    assert unchanged(model, state)
+
+
+def test_a_failed_attach_leaves_the_other_adapters_alone(tiny, logits):
+    model = adapterlab.attach(tiny("bert"), "lora")
+    randomize(model)
+    before = logits(model)
+    with pytest.raises(adapterlab.AdapterLabError):
+        adapterlab.attach(model, "lora", "second", target_modules=["nothing"])
+    assert torch.equal(logits(model), before)
+    assert [a.name for a in adapterlab.summary(model).adapters] == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: adapterlab.detach(model), "has no adapter"),
+        (lambda model: adapterlab.save(model, "nowhere"), "has no adapter"),
+        (lambda model: adapterlab.activate(model, "x"), "has no adapter"),
+        (lambda model: adapterlab.attach(model, "lora", "my.name"), "letters, digits"),
+    ],
+)
+def test_calls_on_a_plain_model(tiny, call, message):
+    with pytest.raises(adapterlab.AdapterLabError, match=message):
+        call(tiny("bert"))
+
+
+def test_unknown_adapter_names(tiny):
+    model = adapterlab.attach(tiny("bert"), "lora", "reviews")
+    for call in (adapterlab.activate, adapterlab.detach):
+        with pytest.raises(adapterlab.AdapterLabError, match="unknown adapter 'review'. Did you mean 'reviews'"):
+            call(model, "review")
+
+
+def test_what_is_no_backbone(tiny):
+    import peft
+
+    with pytest.raises(adapterlab.AdapterLabError, match="a transformers model is needed"):
+        adapterlab.attach(torch.nn.Linear(3, 3), "lora")
+    wrapped = peft.get_peft_model(tiny("bert"), peft.LoraConfig(target_modules=["query"]))
+    for holder in (wrapped, wrapped.get_base_model()):
+        with pytest.raises(adapterlab.AdapterLabError, match="unload"):
+            adapterlab.attach(holder, "lora")
+
+
+def test_an_architecture_without_an_entry(batch):
+    """Low-rank methods need only the linears; methods that need to know the layer's inside say so."""
+    import transformers
+
+    config = transformers.OPTConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, ffn_dim=64, num_attention_heads=4,
+        max_position_embeddings=64, word_embed_proj_dim=32,
+    )  # fmt: skip
+    model = transformers.OPTForCausalLM(config)
+    adapterlab.attach(model, "lora")
+    model(input_ids=batch["input_ids"]).logits.sum().backward()
+    adapterlab.detach(model)
+    with pytest.raises(adapterlab.AdapterLabError, match="architecture 'opt' is not among those described"):
+        adapterlab.attach(model, "bottleneck")
+
+
+def test_a_prefix_longer_than_the_positions(tiny):
+    model = adapterlab.attach(tiny("bert"), "prefix", num_virtual_tokens=60)
+    ids = torch.ones(1, 10, dtype=torch.long)
+    with pytest.raises(adapterlab.AdapterLabError, match="Truncate to 4 tokens"):
+        model(input_ids=ids)
+    adapterlab.detach(model)
+    adapterlab.attach(model, "prefix", num_virtual_tokens=60, preserve_positions=True)
+    model(input_ids=ids)
