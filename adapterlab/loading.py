@@ -11,6 +11,7 @@ from torch import nn
 
 from adapterlab.adapter_folder import CONFIG, EXTRA, WEIGHTS, AdapterFiles, adapter_tensors, read
 from adapterlab.adapters import METHODS, Method
+from adapterlab.addresses import why_offline
 from adapterlab.attaching import attach, detach
 from adapterlab.errors import AdapterFolderError, AdapterLabError
 from adapterlab.guests import need_guests
@@ -70,14 +71,19 @@ def local_folder(source: str | Path, revision: str | None = None) -> Path:
     if path.exists() or isinstance(source, Path) or str(source).startswith((".", "/", "~")):
         return path.expanduser()
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    wanted = [CONFIG, WEIGHTS, EXTRA]
+    reason = why_offline()
     try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG, WEIGHTS, EXTRA]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return Path(
+            snapshot_download(
+                str(source), revision=revision, allow_patterns=wanted, local_files_only=reason is not None
+            )
+        )
+    except Exception as error:  # the Hub's client raises its own errors, its HTTP library's and ValueError
+        reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AdapterFolderError(
-            f"'{source}' is no folder here, and the Hub did not give it: {first} "
+            f"'{source}' is no folder here ({Path.cwd()}), and the Hub can't give it: {reason}. "
             "Give the path of an adapter folder or of a finished run."
         ) from None
 

@@ -32,6 +32,7 @@ from adapterlab.training.run_folder import RunFolder
 from adapterlab.training.trainer import build_trainer, planned_steps
 
 _PROBE_ROWS = 2000  # training rows that the linear probe of the untouched backbone sees, at most
+_PROBE = f"a logistic regression on its frozen features of up to {_PROBE_ROWS:,} training rows"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class RunResult:
         )
         return [
             ResultRow("majority class", self.majority),
-            ResultRow("untouched backbone, logistic regression", self.frozen),
+            ResultRow("untouched backbone", self.frozen),
             adapter,
         ]
 
@@ -186,7 +187,9 @@ def _train(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, cons
     )
     _report(prepared, folder, result, task.details(output.predictions, output.label_ids))
     console.print(final_table(result.rows, task.metrics, split=split))
-    console.print(f"report and picture: {folder.report}, {folder.picture}", highlight=False)
+    console.print(f"[dim]untouched backbone: {_PROBE}[/dim]\nreport: {folder.report}", highlight=False)
+    if folder.picture.exists():
+        console.print(f"picture: {folder.picture}", highlight=False)
     return result
 
 
@@ -208,7 +211,6 @@ def _report(prepared: _Prepared, folder: RunFolder, result: RunResult, details: 
         baselines = {"majority class": result.majority[metrics[0]], "untouched backbone": result.frozen[metrics[0]]}
         history = read_metrics(folder.metrics)
         picture = plot_history(history, folder.picture, metrics[0], baselines=baselines, title=title)
-    seen = min(_PROBE_ROWS, prepared.splits.sizes["train"])
     write_report(
         folder.report,
         title=title,
@@ -218,7 +220,7 @@ def _report(prepared: _Prepared, folder: RunFolder, result: RunResult, details: 
         split=result.split,
         details=details,
         sizes=prepared.splits.sizes,
-        notes=[*result.notes, f"The logistic regression saw the mean token features of {seen:,} training rows."],
+        notes=[*result.notes, f"Untouched backbone: {_PROBE}."],
         environment=describe_environment(),
         picture=picture.name if picture else None,
     )

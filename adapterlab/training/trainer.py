@@ -31,6 +31,9 @@ def build_trainer(
         compute_metrics=lambda output: task.compute_metrics(output.predictions, output.label_ids),
         callbacks=[Narrator(console, task.metrics)],
     )
+    # Classification models accept **kwargs but ignore the item count that the Trainer passes for its loss, which
+    # would then be multiplied by the number of processes and not divided by the accumulated batches.
+    trainer.model_accepts_loss_kwargs = False
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     if "jsonl" in recipe.log.to:

@@ -138,7 +138,7 @@ def test_wrong_options(tiny, method, options, message):
 def test_attaching_twice_under_one_name(tiny):
     model = adapterlab.attach(tiny("bert"), "lora")
     state = copy.deepcopy(model.state_dict())
-    with pytest.raises(adapterlab.AdapterLabError, match="an adapter 'default' \\(lora\\) already.*detach"):
+    with pytest.raises(adapterlab.AdapterLabError, match=r"an adapter 'default' \(lora\) already.*detach"):
         adapterlab.attach(model, "prefix")
     assert unchanged(model, state)
 
@@ -170,7 +170,7 @@ def test_calls_on_a_plain_model(tiny, call, message):
 def test_unknown_adapter_names(tiny):
     model = adapterlab.attach(tiny("bert"), "lora", "reviews")
     for call in (adapterlab.activate, adapterlab.detach):
-        with pytest.raises(adapterlab.AdapterLabError, match="unknown adapter 'review'. Did you mean 'reviews'"):
+        with pytest.raises(adapterlab.AdapterLabError, match=r"unknown adapter 'review'\. Did you mean 'reviews'"):
             call(model, "review")
 
 

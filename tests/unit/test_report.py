@@ -8,6 +8,7 @@ import math
 import pytest
 from rich.console import Console
 
+from adapterlab.training.plot import plot_history
 from adapterlab.training.report import (
     ResultRow,
     duration,
@@ -15,7 +16,6 @@ from adapterlab.training.report import (
     gain,
     markdown_table,
     parameters,
-    plot_history,
     size,
     write_report,
 )
