@@ -141,11 +141,14 @@ def _announce(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, c
     sizes = ", ".join(f"{size:,} {name}" for name, size in prepared.splits.sizes.items())
     steps = planned_steps(recipe, prepared.splits.sizes["train"])
     share = 100 * counts.trainable / counts.total
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    examples = recipe.optim.batch_size * recipe.optim.accumulate * processes
+    spread = f", on {processes} processes" if processes > 1 else ""
     for title, text in (
         ("backbone", f"{recipe.model.name}, {counts.total:,} parameters"),
         ("adapter", f"{recipe.adapter.method}, {counts.trainable:,} trained ({share:.2f} %)"),
         ("data", f"{sizes} rows"),
-        ("training", f"{steps:,} steps of {recipe.optim.batch_size * recipe.optim.accumulate}"),
+        ("training", f"{steps:,} steps of {examples} rows{spread}"),
         ("run", f"{folder.path}" + (f", going on from {checkpoint.name}" if checkpoint else "")),
     ):
         console.print(f"[bold]{title:>9}[/bold]  {text}", highlight=False)

@@ -1,0 +1,125 @@
+"""A run that is stopped and resumed; a run on two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import CONFIGS
+from safetensors.torch import load_file
+
+import adapterlab
+from adapterlab.adapters import METHODS
+
+WEIGHTS = "adapter/adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A folder with a tiny BERT and a separable data set; returns a recipe as a dict."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("workshop")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "very", "a", "the", "plot", "so"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder / "bert")
+    torch.manual_seed(0)
+    transformers.BertModel(CONFIGS["bert"]()).save_pretrained(folder / "bert")
+    lines = [f"{'good' if i % 2 else 'bad'} film {'very ' * (i % 5)}{words[5 + i % 8]} plot {i}" for i in range(120)]
+    rows = "\n".join(f"{line},{'pos' if i % 2 else 'neg'}" for i, line in enumerate(lines))
+    (folder / "train.csv").write_text(f"text,label\n{rows}\n")
+    return {
+        "version": 1,
+        "model": {"name": str(folder / "bert")},
+        "adapter": {"method": "lora"},
+        "task": {"type": "classification"},
+        "data": {"train": str(folder / "train.csv"), "eval": 0.2, "max_length": 16},
+        "optim": {"lr": 1e-2, "batch_size": 8, "epochs": 4, "precision": "fp32"},
+    }
+
+
+class StopTheRunError(Exception):
+    """What kills the run in the middle."""
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_a_resumed_run_is_the_run_it_would_have_been(workshop, tmp_path, monkeypatch, method):
+    recipe = {**workshop, "adapter": {"method": method}}
+    adapterlab.run({**recipe, "run": {"dir": str(tmp_path / "whole")}})
+
+    from adapterlab.training.callbacks import Narrator
+
+    def die(self, args, state, control, **kwargs):
+        if state.global_step == 30:
+            raise StopTheRunError
+
+    stopped = {**recipe, "run": {"dir": str(tmp_path / "stopped")}}
+    with monkeypatch.context() as patch:
+        patch.setattr(Narrator, "on_step_end", die)
+        with pytest.raises(StopTheRunError):
+            adapterlab.run(stopped)
+    with pytest.raises(adapterlab.AdapterLabError, match="--resume auto"):
+        adapterlab.run(stopped)
+    adapterlab.run(stopped, resume="auto")
+
+    whole, resumed = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "stopped"))
+    assert whole.keys() == resumed.keys()
+    assert all((whole[key] == resumed[key]).all() for key in whole)
+    steps = [
+        [json.loads(line)["step"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "stopped")
+    ]
+    assert steps[0] == steps[1]
+
+
+def test_replace_keeps_what_is_not_the_runs(workshop, tmp_path):
+    recipe = {**workshop, "run": {"dir": str(tmp_path / "run")}}
+    adapterlab.run(recipe, "optim.max_steps=4")
+    (tmp_path / "run" / "my-notes.txt").write_text("mine")
+    with pytest.raises(adapterlab.AdapterLabError, match="--replace"):
+        adapterlab.run(recipe, "optim.max_steps=4")
+    adapterlab.run(recipe, "optim.max_steps=4", replace=True)
+    assert (tmp_path / "run" / "my-notes.txt").read_text() == "mine"
+
+
+def test_a_failed_replace_leaves_the_old_run(workshop, tmp_path):
+    recipe = {**workshop, "run": {"dir": str(tmp_path / "run")}}
+    adapterlab.run(recipe, "optim.max_steps=4")
+    before = (tmp_path / "run" / WEIGHTS).read_bytes()
+    with pytest.raises(adapterlab.AdapterLabError, match="nowhere"):
+        adapterlab.run(recipe, "data.train=nowhere.csv", replace=True)
+    assert (tmp_path / "run" / WEIGHTS).read_bytes() == before
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_learn_what_one_learns(workshop, tmp_path, accumulate):
+    """`accelerate launch -m adapterlab train` on two CPU processes: one report, the same losses as one process."""
+    import yaml
+
+    recipe = {**workshop, "adapter": {"method": "adalora", "dropout": 0.0}}
+    recipe["optim"] = {**recipe["optim"], "accumulate": accumulate, "epochs": 2}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        "-m", "adapterlab", "train", "small.yaml", "optim.batch_size=4",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Results on eval") == 1
+    assert "on 2 processes" in done.stderr
+    adapterlab.run(recipe, f"run.dir={tmp_path / 'one'}")
+    histories = [
+        [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in ("runs/small", "one")
+    ]
+    two, one = ([row["eval_loss"] for row in rows if "eval_loss" in row] for rows in histories)
+    assert len(two) == len(one) == 2
+    assert two == pytest.approx(one, abs=0.15)
+    assert (tmp_path / "runs/small/adapter/adapter_model.safetensors").is_file()
