@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from rich.console import Console
+from rich.markup import escape
 
 from adapterlab.adapter_folder import save
 from adapterlab.attaching import Summary, attach, disabled, summary
@@ -151,9 +152,9 @@ def _announce(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, c
         ("training", f"{steps:,} steps of {examples} rows{spread}"),
         ("run", f"{folder.path}" + (f", going on from {checkpoint.name}" if checkpoint else "")),
     ):
-        console.print(f"[bold]{title:>9}[/bold]  {text}", highlight=False)
+        console.print(f"[bold]{title:>9}[/bold]  {text}", highlight=False, soft_wrap=True)
     for note in prepared.notes:
-        console.print(f"[dim]{'note':>9}  {note}[/dim]", highlight=False)
+        console.print(f"[dim]{'note':>9}  {escape(note)}[/dim]", highlight=False, soft_wrap=True)
 
 
 def _train(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult | None:
@@ -190,9 +191,10 @@ def _train(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, cons
     )
     _report(prepared, folder, result, task.details(output.predictions, output.label_ids))
     console.print(final_table(result.rows, task.metrics, split=split))
-    console.print(f"[dim]untouched backbone: {_PROBE}[/dim]\nreport: {folder.report}", highlight=False)
-    if folder.picture.exists():
-        console.print(f"picture: {folder.picture}", highlight=False)
+    console.print(f"[dim]untouched backbone: {_PROBE}[/dim]", highlight=False, soft_wrap=True)
+    for name, path in (("report", folder.report), ("picture", folder.picture)):
+        if path.exists():
+            console.print(f"{name}: {path}", highlight=False, soft_wrap=True, markup=False)
     return result
 
 

@@ -61,7 +61,9 @@ def test_recipe_runs(name, gpt2, tmp_path):
     assert "Confusion matrix" in report
     assert 0 < result.trained < 0.2 * result.total or "gpt2" in name
 
-    assert {"rows": 75, **result.metrics} == pytest.approx(evaluate(run), abs=0.03)
+    measured = evaluate(run)
+    assert measured.pop("rows") > 70
+    assert measured == pytest.approx(result.metrics, abs=0.03), "the table's figures, but for bf16"
     texts = ["I love it", "", "worst flight ever " * 20]
     answers = list(Predictor(run / "adapter").predict(texts))
     assert [answer["text"] for answer in answers] == texts
