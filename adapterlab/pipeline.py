@@ -26,7 +26,7 @@ from adapterlab.pretrained import load_backbone, load_tokenizer, quiet
 from adapterlab.recipe import Recipe, dump_recipe, load_recipe
 from adapterlab.tasks import Task
 from adapterlab.training import precision
-from adapterlab.training.callbacks import read_metrics
+from adapterlab.training.callbacks import Narrator, read_metrics
 from adapterlab.training.plot import plot_history
 from adapterlab.training.report import ResultRow, final_table, write_report
 from adapterlab.training.run_folder import RunFolder
@@ -41,6 +41,7 @@ class RunResult:
     """What a run gives. Metrics are those on `split`; sizes are bytes, times seconds."""
 
     folder: Path
+    method: str
     split: str
     metrics: dict[str, float]
     majority: dict[str, float]
@@ -56,7 +57,13 @@ class RunResult:
     def rows(self) -> list[ResultRow]:
         """The lines of the final table."""
         adapter = ResultRow(
-            "adapter", self.metrics, self.trained, self.total, self.seconds, self.peak_memory, self.adapter_bytes
+            f"{self.method} adapter",
+            self.metrics,
+            self.trained,
+            self.total,
+            self.seconds,
+            self.peak_memory,
+            self.adapter_bytes,
         )
         return [
             ResultRow("majority class", self.majority),
@@ -159,7 +166,8 @@ def _announce(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, c
 
 def _train(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult | None:
     recipe, task, model = prepared.recipe, prepared.task, prepared.model
-    trainer = build_trainer(recipe, task, model, prepared.tokenizer, prepared.rows, folder, console)
+    narrator = Narrator(console, task.metrics)
+    trainer = build_trainer(recipe, task, model, prepared.tokenizer, prepared.rows, folder, narrator)
     with trainer.args.main_process_first():
         if trainer.is_world_process_zero():
             if checkpoint is None:
@@ -167,7 +175,8 @@ def _train(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, cons
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with narrator:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     split = "test" if "test" in prepared.rows else "eval"
     output = trainer.predict(prepared.rows[split])
@@ -178,6 +187,7 @@ def _train(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, cons
         frozen = _probe(prepared, split)
     result = RunResult(
         folder=folder.path,
+        method=recipe.adapter.method,
         split=split,
         metrics=task.compute_metrics(output.predictions, output.label_ids),
         majority=task.majority_baseline(prepared.splits),

@@ -90,7 +90,7 @@ class AdaLora(TunerMethod):
     file format are peft's; the schedule is ours and drives itself from the optimizer's steps.
     """
 
-    summary = "LoRA whose ranks are allotted by importance while it trains; merges into the weights"
+    summary = "LoRA whose ranks go, while it trains, to the matrices that need them"
     paper = "Zhang et al. 2023, arXiv:2303.10512"
     Config = AdaLoraConfig
     peft_type = "ADALORA"

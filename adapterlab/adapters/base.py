@@ -191,7 +191,8 @@ def _problem(method: str, known: list[str], item: Any) -> str:
 
 def _options(config: type[MethodConfig]) -> list[OptionInfo]:
     found = []
-    for name, field in config.model_fields.items():
+    own_first = sorted(config.model_fields.items(), key=lambda item: item[0] in MethodConfig.model_fields)
+    for name, field in own_first:
         choices = getattr(field.validation_alias, "choices", [])
         aliases = tuple(str(choice) for choice in choices if choice != name)
         annotation = getattr(field.annotation, "__name__", None)

@@ -54,7 +54,7 @@ class Lora(TunerMethod):
     The modules and the file format are peft's.
     """
 
-    summary = "low-rank updates of the linear layers; merges into the weights"
+    summary = "low-rank updates of the linear layers; the one to start with"
     paper = "Hu et al. 2021, arXiv:2106.09685"
     Config = LoraConfig
     peft_type = "LORA"

@@ -15,7 +15,10 @@ _KEPT = ("loss", "learning_rate", "grad_norm")  # of what the Trainer logs betwe
 
 
 class Narrator(TrainerCallback):
-    """Shows training on the console: a bar where it is a terminal, a line per evaluation everywhere."""
+    """Shows training on the console: a bar where it is a terminal, a line per evaluation everywhere.
+
+    As a context manager it takes the bar away, whatever training ends with.
+    """
 
     def __init__(self, console: Console, metrics: list[str]) -> None:
         self.console = console
@@ -74,8 +77,10 @@ class Narrator(TrainerCallback):
         where = f"step {state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.2f}"
         self.console.print(f"{where}  eval {shown}", highlight=False)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End the bar."""
+    def __enter__(self) -> Narrator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self.progress:
             self.progress.stop()
             self.progress = None

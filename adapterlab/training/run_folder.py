@@ -83,7 +83,8 @@ class RunFolder:
             return checkpoint
         if resume == "auto" and (last := self.last_checkpoint()):
             return last
-        if self.parts() and not replace:
+        begun_only = resume == "auto" and not self.adapter.exists()  # stopped before its first checkpoint
+        if self.parts() and not replace and not begun_only:
             held = ", ".join(part.name for part in self.parts())
             go_on = "go on with it (--resume auto), " if self.last_checkpoint() else ""
             raise RunFolderError(

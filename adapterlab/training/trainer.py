@@ -7,7 +7,6 @@ import math
 import os
 from typing import Any
 
-from rich.console import Console
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -19,7 +18,7 @@ from adapterlab.training.run_folder import RunFolder
 
 
 def build_trainer(
-    recipe: Recipe, task: Task, model: Any, tokenizer: Any, rows: dict[str, Any], folder: RunFolder, console: Console
+    recipe: Recipe, task: Task, model: Any, tokenizer: Any, rows: dict[str, Any], folder: RunFolder, narrator: Narrator
 ) -> Trainer:
     """Return a Trainer whose every setting comes from the recipe; `rows` are the encoded splits."""
     trainer = Trainer(
@@ -29,7 +28,7 @@ def build_trainer(
         eval_dataset=rows["eval"],
         data_collator=task.collator(tokenizer),
         compute_metrics=lambda output: task.compute_metrics(output.predictions, output.label_ids),
-        callbacks=[Narrator(console, task.metrics)],
+        callbacks=[narrator],
     )
     # Classification models accept **kwargs but ignore the item count that the Trainer passes for its loss, which
     # would then be multiplied by the number of processes and not divided by the accumulated batches.
