@@ -48,6 +48,15 @@ CONFIGS = {
 DECODERS = ("gpt2", "llama")
 
 
+@pytest.fixture(autouse=True)
+def _threads(request):
+    """Tiny models are faster on one thread; real ones, in tests/recipes, take what there is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if "recipes" in str(request.path) else 1)
+    yield
+    torch.set_num_threads(before)
+
+
 @functools.cache
 def _pristine(architecture: str, head: str) -> torch.nn.Module:
     torch.manual_seed(0)
