@@ -21,6 +21,7 @@ from adapterlab.guests import Guest, Guests, need_guests
 from adapterlab.heads import labels_of
 
 CONFIG, WEIGHTS, EXTRA = "adapter_config.json", "adapter_model.safetensors", "adapterlab.json"
+FORMAT = 1  # of adapterlab.json
 BARE = ("prompt_embeddings",)  # keys that peft writes without a prefix
 
 _TASK_TYPES = {
@@ -49,8 +50,15 @@ class AdapterFiles:
 
     @property
     def labels(self) -> dict[int, str]:
-        """Label names by index."""
-        return {int(index): str(label) for index, label in self.extra.get("labels", {}).items()}
+        """Label names by index.
+
+        Raises:
+            AdapterFolderError: they aren't a mapping from numbers to names.
+        """
+        try:
+            return {int(index): str(label) for index, label in self.extra.get("labels", {}).items()}
+        except (AttributeError, TypeError, ValueError):
+            raise AdapterFolderError(f"{self.folder / EXTRA}: labels must map numbers to names.") from None
 
 
 def save(model: nn.Module, folder: str | Path, name: str | None = None) -> Path:
@@ -66,11 +74,14 @@ def save(model: nn.Module, folder: str | Path, name: str | None = None) -> Path:
 
     Raises:
         AdapterError: no adapter, no such adapter, or several to choose from.
+        AdapterFolderError: `folder` is a file.
     """
     guests = need_guests(model)
     guest = guests.pick(name, "save")
     tensors = adapter_tensors(model, guest)
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise AdapterFolderError(f"'{folder}' is a file; give a folder to save the adapter in.")
     folder.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".tmp-adapter-", dir=folder))
     try:
@@ -118,6 +129,10 @@ def read(source: str | Path) -> AdapterFiles:
     except (SafetensorError, OSError) as error:
         raise AdapterFolderError(f"{folder / WEIGHTS} is damaged: {error}. Get the file again.") from None
     extra = _read_json(folder / EXTRA) if (folder / EXTRA).is_file() else {}
+    if extra.get("format", FORMAT) != FORMAT:
+        raise AdapterFolderError(
+            f"{folder / EXTRA} is of format {extra['format']!r}, and this adapterlab reads {FORMAT}: upgrade it."
+        )
     return AdapterFiles(folder, _read_json(folder / CONFIG), extra, tensors)
 
 
@@ -147,7 +162,7 @@ def _peft_fields(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, An
 def _extra(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, Any]:
     labels = labels_of(model) if guest.heads and guest.name in guests.active else guest.labels
     return {
-        "format": 1,
+        "format": FORMAT,
         "adapterlab": __version__,
         "method": guest.method_name,
         "options": guest.config.model_dump(mode="json"),

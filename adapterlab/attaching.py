@@ -18,7 +18,7 @@ from adapterlab.adapters import METHODS, MethodConfig, parse_config
 from adapterlab.backbones import describe
 from adapterlab.errors import AdapterError, BackboneError, ConfigError
 from adapterlab.guests import Guest, Guests, guests_of, keep_guests, need_guests
-from adapterlab.heads import adopt_heads, labels_of, place_heads, trained_modules
+from adapterlab.heads import adopt_heads, labels_of, place_heads
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -49,11 +49,10 @@ def attach(model: M, method: str | MethodConfig | dict[str, Any], name: str = "d
     guest = Guest(name, method_name, config)
     before = list(guests.active)
     try:
-        paths = trained_modules(model, guests, config.modules_to_save)
         already_there = set(model.modules())
+        adopt_heads(model, guests, guest)
         guest.method.inject(model, guests.backbone, name, config)
-        adopt_heads(model, guests, guest, paths)
-        guest.labels = labels_of(model) if guest.heads else {}
+        guest.labels = dict(guests.labels_before) if guest.heads else {}
         guests.adapters[name] = guest
         for module in set(model.modules()) - already_there:
             module.training = model.training
@@ -99,7 +98,9 @@ def activate(model: M, names: str | list[str] | None) -> M:
         AdapterError: there is no such adapter.
     """
     guests = need_guests(model)
-    chosen = [] if names is None else [names] if isinstance(names, str) else list(names)
+    if not (names is None or isinstance(names, str | list | tuple)):
+        raise AdapterError(f"activate takes a name, a list of names or None, not {names!r}.")
+    chosen = [] if names is None else [names] if isinstance(names, str) else list(dict.fromkeys(names))
     for name in chosen:
         guests.pick(name, "activate")
     _switch(model, guests, chosen)
@@ -119,7 +120,8 @@ def disabled(model: M) -> Iterator[M]:
     try:
         yield model
     finally:
-        _switch(model, guests, [name for name in active if name in guests.adapters])
+        if guests_of(model) is guests:  # inside, everything may have been detached
+            _switch(model, guests, [name for name in active if name in guests.adapters])
 
 
 @dataclass(frozen=True)
@@ -180,13 +182,19 @@ def _read_method(method: str | MethodConfig | dict[str, Any], options: dict[str,
         options = {**method, **options}
         method = options.pop("method", None)
     if not isinstance(method, str):
-        raise ConfigError(f"method: a name such as 'lora' is needed, and {method!r} was given.")
+        given = repr(method) if isinstance(method, int | float | None) else f"a {type(method).__name__}"
+        raise ConfigError(
+            f"method: a name such as 'lora', one of our configs or a dict is needed, and {given} was given. "
+            "Options go beside the name: attach(model, 'lora', r=8)."
+        )
     return METHODS.canonical(method), parse_config(method, options)
 
 
 def _admit(model: nn.Module, name: str) -> Guests:
     """Return the model's guest list, made if this is the first; refuse what can't become a host."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+    if isinstance(name, str) and hasattr(nn.ModuleDict(), name):
+        raise AdapterError(f"name '{name}' is one that torch uses for modules; choose another, e.g. '{name}-1'.")
+    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)):
         raise AdapterError(f"name '{name}': letters, digits, '_' and '-' only, since it becomes part of a module path.")
     guests = guests_of(model)
     if guests is not None:
@@ -203,7 +211,7 @@ def _admit(model: nn.Module, name: str) -> Guests:
         )
     backbone = describe(model)
     trainable = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
-    guests = Guests(backbone, trainable, labels_of(model))
+    guests = Guests(backbone, trainable, labels_of(model), next(model.parameters()).dtype)
     keep_guests(model, guests)
     trainer_hooks.install(model)
     model.__dict__["save_pretrained"] = types.MethodType(trainer_hooks.save_pretrained, model)
@@ -212,6 +220,9 @@ def _admit(model: nn.Module, name: str) -> Guests:
 
 def _switch(model: nn.Module, guests: Guests, names: list[str]) -> None:
     """Make these adapters the active ones: in forward, in training, with their head."""
+    for name in guests.active[-1:]:  # its labels may have been renamed in the model's config meanwhile
+        if name in guests.adapters and guests.adapters[name].heads:
+            guests.adapters[name].labels = labels_of(model)
     guests.active = list(names)
     for method in {guest.method for guest in guests.adapters.values()}:
         method.activate(model, [name for name in names if guests.adapters[name].method is method])

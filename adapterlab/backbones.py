@@ -1,7 +1,7 @@
 """What we know of each architecture: where its layers, attention, FFN, positions and heads are.
 
 `describe(model)` gives a `Backbone` of dotted paths. An architecture without an entry in `_KNOWN` is read by
-shape: its layers are the longest list of equal blocks, its linears whatever linear modules they hold.
+shape: its layers are the outermost lists of equal blocks, its linears whatever linear modules they hold.
 """
 
 from __future__ import annotations
@@ -63,6 +63,9 @@ _LLAMA = Anatomy(
 _KNOWN: dict[str, Anatomy] = {
     "bert": _BERT,
     "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "electra": _BERT,
     "distilbert": Anatomy(
         layers="transformer.layer",
         attention="attention",
@@ -114,8 +117,8 @@ class Backbone:
         for index, layer in enumerate(self.layers):
             if layers is None or index in layers:
                 for name, module in model.get_submodule(layer).named_modules():
-                    if isinstance(module, LINEAR) and not _inside_adapter(name):
-                        yield Found(f"{layer}.{name.removesuffix('.base_layer')}", module)
+                    if isinstance(module, LINEAR):
+                        yield Found(join(layer, name), module)
 
     def at(self, layer: int, part: str) -> str:
         """Return the path of one part of a layer's anatomy, e.g. `at(0, "ffn_norm")`."""
@@ -170,13 +173,9 @@ def describe(model: nn.Module) -> Backbone:
     model_type = str(getattr(model.config, "model_type", type(model).__name__))
     base = next((name for name, module in model.named_modules() if module is model.base_model), "")
     anatomy = _KNOWN.get(model_type)
-    list_path = join(base, anatomy.layers) if anatomy else _longest_list(model)
-    try:
-        layers = tuple(f"{list_path}.{name}" for name, _ in model.get_submodule(list_path).named_children())
-    except AttributeError:  # a relative of a known architecture, built differently
-        anatomy, list_path = None, _longest_list(model)
-        layers = tuple(f"{list_path}.{name}" for name, _ in model.get_submodule(list_path).named_children())
-    return Backbone(model_type, base, layers, tuple(_heads(model, base)), anatomy)
+    lists = [join(base, anatomy.layers)] if anatomy else _layer_lists(model)
+    layers = [join(path, name) for path in lists for name, _ in model.get_submodule(path).named_children()]
+    return Backbone(model_type, base, tuple(layers), tuple(_heads(model, base)), anatomy)
 
 
 def join(*parts: str) -> str:
@@ -203,24 +202,18 @@ def _heads(model: PreTrainedModel, base: str) -> Iterator[str]:
             yield name
 
 
-def _longest_list(model: nn.Module) -> str:
-    """Path of the list with the most blocks of one class that hold linears."""
-    found = [
-        (len(module), name)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) > 0
-        and len({type(block) for block in module}) == 1
-        and any(isinstance(part, LINEAR) for part in module[0].modules())
-        and not isinstance(module[0], LINEAR)
-    ]
+def _layer_lists(model: nn.Module) -> list[str]:
+    """Paths of the outermost lists of equal blocks that hold linears: one, or encoder's and decoder's."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or any(name.startswith(outer + ".") for outer in found):
+            continue
+        alike = len(module) > 0 and len({type(block) for block in module}) == 1
+        if alike and not isinstance(module[0], LINEAR) and any(isinstance(m, LINEAR) for m in module[0].modules()):
+            found.append(name)
     if not found:
         raise BackboneError(
             f"no list of equal layers with linear modules was found in {type(model).__name__}; "
             "adapterlab attaches to transformer encoders and decoders."
         )
-    return max(found, key=lambda item: (item[0], -len(item[1])))[1]
-
-
-def _inside_adapter(name: str) -> bool:
-    return any(part.startswith("lora_") or part == "bottleneck" for part in name.split("."))
+    return found

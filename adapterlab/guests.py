@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from adapterlab.adapters.base import METHODS, Method
@@ -44,6 +45,7 @@ class Guests:
     backbone: Backbone
     trainable_before: set[str]
     labels_before: dict[int, str]
+    dtype_before: torch.dtype
     heads_before: dict[str, nn.Module] = field(default_factory=dict)
     adapters: dict[str, Guest] = field(default_factory=dict)
     active: list[str] = field(default_factory=list)

@@ -12,49 +12,76 @@ from adapterlab.errors import BackboneError, did_you_mean
 from adapterlab.guests import Guest, Guests
 
 
-def trained_modules(model: nn.Module, guests: Guests, modules_to_save: list[str]) -> list[str]:
-    """Return the paths of the modules to train in full: the heads, and those asked for by name ending.
+def adopt_heads(model: nn.Module, guests: Guests, guest: Guest) -> None:
+    """Give the adapter its own copy, in fp32, of each module that it trains in full, as it was before any adapter.
 
     Raises:
-        BackboneError: a name ending matches no module.
+        BackboneError: a name in modules_to_save matches nothing, or what it matches can't be trained in full.
     """
-    paths = list(guests.backbone.heads)
-    for ending in modules_to_save:
-        found = [name for name, _ in model.named_modules() if name == ending or name.endswith("." + ending)]
-        if not found:
-            names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name}
-            raise BackboneError(f"modules_to_save: no module's name ends with '{ending}'.{did_you_mean(ending, names)}")
-        paths += [path for path in found if not any(path == p or path.startswith(p + ".") for p in paths)]
-    return paths
-
-
-def adopt_heads(model: nn.Module, guests: Guests, guest: Guest, paths: list[str]) -> None:
-    """Give the adapter its own copy of each head, in fp32, as it stands in the model before any adapter."""
-    for path in paths:
+    for path in _paths(model, guests, guest):
         original = guests.heads_before.setdefault(path, model.get_submodule(path))
-        head = copy.deepcopy(original)
-        if any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in head.parameters()):
-            head.float().register_forward_pre_hook(_read_in_fp32)
+        head = copy.deepcopy(original).float()
+        head.register_forward_pre_hook(_read_in_own_dtype)
         guest.heads[path] = head
 
 
 def place_heads(model: nn.Module, guests: Guests, guest: Guest | None) -> None:
-    """Put an adapter's heads into the model, or the originals back."""
-    device = next(model.parameters()).device
+    """Put an adapter's heads into the model, or the originals back; and the label names that go with them."""
+    reference = next(model.parameters())
     for path, original in guests.heads_before.items():
         head = guest.heads.get(path, original) if guest else original
         parent, _, child = path.rpartition(".")
         owner = model.get_submodule(parent)
-        if owner._modules[child] is not head:
-            head.train(owner._modules[child].training)  # type: ignore[union-attr]
-            setattr(owner, child, head.to(device))
+        if owner._modules[child] is head:
+            continue
+        head.train(owner._modules[child].training)  # type: ignore[union-attr]
+        head.to(reference.device)
+        if head is original and reference.dtype != guests.dtype_before:
+            head.to(reference.dtype)  # the model was cast while this one waited aside
+        setattr(owner, child, head)
     labels = guest.labels if guest else guests.labels_before
     if labels and labels_of(model) != labels:
-        config: Any = model.config
-        config.id2label = dict(labels)
-        config.label2id = {label: index for index, label in labels.items()}
-        if hasattr(model, "num_labels"):
-            setattr(model, "num_labels", len(labels))  # noqa: B010 (mypy takes a module's attributes for modules)
+        set_labels(model, labels)
+
+
+def set_labels(model: nn.Module, labels: dict[int, str]) -> None:
+    """Give the model's config these label names."""
+    config: Any = model.config
+    config.id2label = dict(labels)
+    config.label2id = {label: index for index, label in labels.items()}
+    if hasattr(model, "num_labels"):
+        setattr(model, "num_labels", len(labels))  # noqa: B010 (mypy takes a module's attributes for modules)
+
+
+def _paths(model: nn.Module, guests: Guests, guest: Guest) -> list[str]:
+    """Return the paths of the modules to train in full: the heads, and those asked for by name ending."""
+    paths = list(guests.backbone.heads)
+    rewired = [*guests.backbone.layers] if guest.method.rewires_layers else []
+    if rewired and guests.backbone.anatomy is not None:
+        rewired.append(guests.backbone.positions())
+    for ending in guest.config.modules_to_save:
+        found = [name for name, _ in model.named_modules() if name == ending or name.endswith("." + ending)]
+        if not found:
+            names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name}
+            raise BackboneError(f"modules_to_save: no module's name ends with '{ending}'.{did_you_mean(ending, names)}")
+        for path in found:
+            if path not in paths and not any(path.startswith(other + ".") for other in paths):
+                paths.append(path)
+    for path in paths:
+        clash = next((p for p in rewired if _overlap(path, p)), None)
+        if clash is not None:
+            raise BackboneError(
+                f"modules_to_save: '{path}' can't be trained in full, since {guest.method_name} works inside "
+                f"'{clash}'. Leave it out, or use lora, which keeps out of it."
+            )
+        nested = next((p for p in guests.heads_before if p != path and _overlap(path, p)), None)
+        if nested is not None:
+            raise BackboneError(f"modules_to_save: '{path}' overlaps '{nested}', which another adapter trains in full.")
+    return paths
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or one.startswith(other + ".") or other.startswith(one + ".")
 
 
 def labels_of(model: nn.Module) -> dict[int, str]:
@@ -63,9 +90,10 @@ def labels_of(model: nn.Module) -> dict[int, str]:
     return {int(index): str(label) for index, label in (getattr(config, "id2label", None) or {}).items()}
 
 
-def _read_in_fp32(module: nn.Module, args: Any) -> Any:
-    """Forward pre-hook of an fp32 head on a bf16 or fp16 backbone."""
-    return tuple(arg.float() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg for arg in args)
+def _read_in_own_dtype(module: nn.Module, args: Any) -> Any:
+    """Forward pre-hook of a head: it may be in fp32 on a bf16 backbone."""
+    dtype = next(module.parameters()).dtype
+    return tuple(arg.to(dtype) if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg for arg in args)
 
 
 def are_named(labels: dict[int, str]) -> bool:

@@ -11,11 +11,12 @@ from torch import nn
 
 from adapterlab.adapter_folder import CONFIG, EXTRA, WEIGHTS, AdapterFiles, adapter_tensors, read
 from adapterlab.adapters import METHODS, Method
+from adapterlab.adapters.targets import ALL_LINEAR
 from adapterlab.addresses import why_offline
-from adapterlab.attaching import attach, detach
-from adapterlab.errors import AdapterFolderError, AdapterLabError
-from adapterlab.guests import need_guests
-from adapterlab.heads import are_named, labels_of
+from adapterlab.attaching import activate, attach, detach
+from adapterlab.errors import AdapterError, AdapterFolderError, AdapterLabError
+from adapterlab.guests import guests_of, need_guests
+from adapterlab.heads import are_named, labels_of, set_labels
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,23 +42,25 @@ def load(model: M, source: str | Path, name: str | None = None, revision: str | 
     method = _method_of(files)
     prefix = method.key_prefix
     files = replace(files, tensors={key.removeprefix(prefix): tensor for key, tensor in files.tensors.items()})
-    labels_before = labels_of(model)
-    _check_labels(model, files)
+    _check_kind(model, files)
     name = name or "default"
+    guests = guests_of(model)
+    if guests is not None and name in guests.adapters:
+        raise AdapterError(f"the model has an adapter '{name}' already; load this one with name='...'.")
+    before = list(guests.active) if guests is not None else []
     try:
-        options = _options(method, files)
-    except (KeyError, TypeError) as error:
-        raise AdapterFolderError(
-            f"{files.folder / CONFIG} lacks or garbles a field of {method.name}: {error}."
-        ) from None
-    attach(model, method.name, name, **options)
-    try:
+        attach(model, method.name, name, **_options(method, files))
         _fill(model, method, files, name)
-    except AdapterLabError as error:
-        detach(model, name)
-        if labels_of(model) != labels_before:
-            _set_labels(model, labels_before)
-        raise AdapterFolderError(str(error)) from None
+    except Exception as error:  # whatever a stranger's file leads to, the model must be as it was
+        guests = guests_of(model)
+        if guests is not None and name in guests.adapters:
+            detach(model, name)
+        if guests_of(model) is not None:
+            activate(model, before)
+        if isinstance(error, AdapterFolderError):
+            raise
+        reason = str(error) if isinstance(error, AdapterLabError) else f"{type(error).__name__}: {error}"
+        raise AdapterFolderError(f"the adapter in '{files.folder}' can't be loaded: {reason}") from error
     return model
 
 
@@ -101,28 +104,35 @@ def _method_of(files: AdapterFiles) -> Method:
 
 
 def _options(method: Method, files: AdapterFiles) -> dict[str, Any]:
-    options = method.from_peft(files.fields)
+    options = method.from_peft(files.fields, files.tensors)
     own = files.extra.get("options")
-    if isinstance(own, dict):  # we wrote it: nothing was lost in peft's spelling, but what the file folded away
+    if isinstance(own, dict):  # we wrote it: nothing was lost in peft's spelling but what the file folded away
         options = {key: value for key, value in own.items() if value is not None} | options
-        if own.get("target_modules") == "all-linear":
-            options["target_modules"] = "all-linear"
-    heads = {str(path) for path in files.extra.get("heads", [])}
-    to_save = [str(path) for path in files.fields.get("modules_to_save") or [] if str(path) not in heads]
-    if not files.extra:  # peft lists the usual names of heads whether the model has them or not
-        to_save = [p for p in to_save if any(key == p or key.startswith(p + ".") for key in files.tensors)]
-    return options | {"modules_to_save": options.get("modules_to_save") or to_save}
+        if own.get("target_modules") == ALL_LINEAR:
+            options["target_modules"] = ALL_LINEAR
+        return options
+    # peft lists the usual names of heads whether the model has them or not
+    saved = [str(ending) for ending in files.fields.get("modules_to_save") or []]
+    held = [e for e in saved if any(f".{e}." in f".{key}" for key in files.tensors)]
+    return options | {"modules_to_save": held}
 
 
-def _check_labels(model: nn.Module, files: AdapterFiles) -> None:
-    theirs, ours = files.labels, labels_of(model)
-    if not theirs or not ours:
-        return
-    if len(theirs) != len(ours) or (are_named(ours) and are_named(theirs) and ours != theirs):
+def _check_kind(model: nn.Module, files: AdapterFiles) -> None:
+    theirs, ours = files.extra.get("architecture"), type(model).__name__
+    if files.extra.get("heads") and theirs != ours:
         raise AdapterFolderError(
-            f"the adapter in '{files.folder}' knows the labels {list(theirs.values())}, and the model has "
-            f"{list(ours.values())}. Build the model with num_labels={len(theirs)} and those names: "
-            f"from_pretrained(..., num_labels={len(theirs)}, id2label={theirs})."
+            f"the adapter in '{files.folder}' was trained on a {theirs} and doesn't fit this {ours}: "
+            "its head would be given something else to read. Load the backbone with the class it was trained with."
+        )
+    guests = guests_of(model)
+    labels, known = files.labels, guests.labels_before if guests else labels_of(model)
+    if not labels or not known:
+        return
+    if len(labels) != len(known) or (are_named(known) and are_named(labels) and known != labels):
+        raise AdapterFolderError(
+            f"the adapter in '{files.folder}' knows the labels {list(labels.values())}, and the model has "
+            f"{list(known.values())}. Build the model with num_labels={len(labels)} and those names: "
+            f"from_pretrained(..., num_labels={len(labels)}, id2label={labels})."
         )
 
 
@@ -130,6 +140,10 @@ def _fill(model: nn.Module, method: Method, files: AdapterFiles, name: str) -> N
     guests = need_guests(model)
     guest = guests.adapters[name]
     method.adopt(model, name, files.fields)
+    if not files.extra:  # peft may have trained no head: then the model's own is the right one
+        for path in [path for path in guest.heads if not any(key.startswith(path + ".") for key in files.tensors)]:
+            del guest.heads[path]
+        activate(model, name)
     expected = {key: tensor.shape for key, tensor in adapter_tensors(model, guest).items()}
     problems = [f"missing: {key} {list(shape)}" for key, shape in expected.items() if key not in files.tensors]
     problems += [f"unexpected: {key} {list(t.shape)}" for key, t in files.tensors.items() if key not in expected]
@@ -152,12 +166,6 @@ def _fill(model: nn.Module, method: Method, files: AdapterFiles, name: str) -> N
     for path, head in guest.heads.items():
         head.load_state_dict({key: files.tensors[f"{path}.{key}"] for key in head.state_dict()})
     guest.about = {key: files.extra[key] for key in ("backbone", "task", "max_length") if key in files.extra}
-    if files.labels and guest.heads:
+    if guest.heads and are_named(files.labels):
         guest.labels = files.labels
-        _set_labels(model, files.labels)
-
-
-def _set_labels(model: nn.Module, labels: dict[int, str]) -> None:
-    config: Any = model.config
-    config.id2label = dict(labels)
-    config.label2id = {label: index for index, label in labels.items()}
+        set_labels(model, files.labels)

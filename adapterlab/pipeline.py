@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from adapterlab.data import Splits, load_splits
 from adapterlab.environment import describe_environment
 from adapterlab.features import frozen_features
 from adapterlab.guests import need_guests
-from adapterlab.pretrained import load_backbone, load_tokenizer, quiet
+from adapterlab.pretrained import load_backbone, load_tokenizer, portable_address, quiet
 from adapterlab.recipe import Recipe, dump_recipe, load_recipe
 from adapterlab.tasks import Task
+from adapterlab.trainer_hooks import set_total_step
 from adapterlab.training import precision
 from adapterlab.training.callbacks import Narrator, read_metrics
 from adapterlab.training.plot import plot_history
 from adapterlab.training.report import ResultRow, final_table, write_report
+from adapterlab.training.resuming import check_resumable
 from adapterlab.training.run_folder import RunFolder
 from adapterlab.training.trainer import build_trainer, planned_steps
 
@@ -110,7 +113,7 @@ def run(
             written then.
     """
     recipe = load_recipe(recipe, overrides)
-    console = Console(quiet=os.environ.get("RANK", "0") != "0", stderr=True)
+    console = Console(quiet=not _speaks(), stderr=True)
     folder = RunFolder(Path(str(recipe.run.dir)))
     checkpoint = folder.admit(resume, replace)
     with quiet():
@@ -133,8 +136,13 @@ def _prepare(recipe: Recipe, console: Console) -> _Prepared:
     if fresh:
         options["modules_to_save"] = [*options.get("modules_to_save", []), *fresh]
     attach(model, recipe.adapter.method, **options)
-    about = {"backbone": recipe.model.name, "task": task.state(), "max_length": recipe.data.max_length}
+    about = {
+        "backbone": portable_address(recipe.model.name),
+        "task": task.state(),
+        "max_length": recipe.data.max_length,
+    }
     need_guests(model).adapters["default"].about = about
+    set_total_step(model, planned_steps(recipe, splits.sizes["train"]))  # here a schedule that can't fit fails
     rows = {
         name: task.encode(split, tokenizer, recipe.data.max_length, name=name) for name, split in splits.named.items()
     }
@@ -165,15 +173,22 @@ def _announce(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, c
 
 
 def _train(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult | None:
+    recipe = prepared.recipe
+    if checkpoint is not None:
+        check_resumable(checkpoint, prepared.model, planned_steps(recipe, prepared.splits.sizes["train"]))
+    with folder.begin() if _speaks() and checkpoint is None else nullcontext():
+        if _speaks():
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+        return _train_and_report(prepared, folder, checkpoint, console)
+
+
+def _train_and_report(
+    prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, console: Console
+) -> RunResult | None:
     recipe, task, model = prepared.recipe, prepared.task, prepared.model
     narrator = Narrator(console, task.metrics)
     trainer = build_trainer(recipe, task, model, prepared.tokenizer, prepared.rows, folder, narrator)
-    with trainer.args.main_process_first():
-        if trainer.is_world_process_zero():
-            if checkpoint is None:
-                folder.clear()
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
     started = time.perf_counter()
     with narrator:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -239,6 +254,11 @@ def _report(prepared: _Prepared, folder: RunFolder, result: RunResult, details: 
         environment=describe_environment(),
         picture=picture.name if picture else None,
     )
+
+
+def _speaks() -> bool:
+    """Whether this is the process, of several that a launcher started, that prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _peak_memory() -> int:

@@ -115,6 +115,10 @@ def _about(files: AdapterFiles) -> dict[str, Any]:
             f"'{files.folder}' doesn't say what it is for ({EXTRA} lacks {', '.join(lacking)}): it wasn't written "
             "by a run. Load it in code: adapterlab.load(model, folder)."
         )
+    if not isinstance(files.extra["task"], dict) or not isinstance(files.extra["max_length"], int):
+        raise AdapterFolderError(f"{files.folder / EXTRA}: task must be a mapping and max_length a whole number.")
+    if not isinstance(files.extra["backbone"], str):
+        raise AdapterFolderError(f"{files.folder / EXTRA}: backbone must be an address.")
     return files.extra
 
 

@@ -63,6 +63,13 @@ def load_backbone(address: str, auto_class: str, tokenizer: Any, **options: Any)
     return model, list(dict.fromkeys(key.rpartition(".")[0] for key in missing))
 
 
+def portable_address(address: str) -> str:
+    """Return the address as it can be found from any working directory: local folders become absolute."""
+    found = resolve(address, "model")
+    local = isinstance(found, Path) and not address.startswith("package:")
+    return str(found.resolve()) if local else address  # type: ignore[union-attr]
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' own bars and warnings off the screen: what matters of them is said elsewhere."""

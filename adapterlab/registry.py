@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
@@ -42,10 +42,6 @@ class Registry(Generic[T]):
         self._entries[name] = entry
         self._aliases.update(dict.fromkeys(aliases, name))
         return entry
-
-    def decorator(self, name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[T], T]:
-        """Register what is decorated under `name`."""
-        return lambda entry: self.register(name, entry, aliases=aliases)
 
     def get(self, name: str) -> T:
         """Return the entry.

@@ -1,7 +1,7 @@
 """How adapters live inside other people's training loops, above all a plain `transformers.Trainer`.
 
 Three hooks, each where torch or transformers offers one:
-- after every optimizer step, `Method.on_train_step` of the adapters that the optimizer trains;
+- around every optimizer step, `Method.before_step` and `on_train_step` of the adapters that it trains;
 - a Trainer callback that tells methods the run's length, and puts the training state into checkpoints;
 - `load_state_dict` of a file that holds adapters only does not complain of the missing backbone.
 """
@@ -9,18 +9,19 @@ Three hooks, each where torch or transformers offers one:
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import TrainerCallback, trainer
 
-from adapterlab.adapter_folder import WEIGHTS, save
+from adapterlab.adapter_folder import save
 from adapterlab.errors import AdapterError
-from adapterlab.guests import guests_of, need_guests
+from adapterlab.guests import Guest, guests_of, need_guests
 
 # models that ran forward in training mode while they had adapters
 _in_training: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -34,8 +35,13 @@ def set_total_step(model: nn.Module, total_step: int) -> None:
         AdapterError: the model has no adapter.
         ConfigError: a schedule doesn't fit into so many steps.
     """
+    begin_training(model, total_step)
+
+
+def begin_training(model: nn.Module, total_step: int, done: int = 0) -> None:
+    """The same, for a run that may have done some of its steps before it was stopped."""
     for guest in need_guests(model).adapters.values():
-        guest.method.on_train_begin(model, guest.name, guest.config, total_step)
+        guest.method.on_train_begin(model, guest.name, guest.config, total_step, done)
 
 
 def install(model: nn.Module) -> None:
@@ -44,6 +50,7 @@ def install(model: nn.Module) -> None:
     model.register_load_state_dict_post_hook(_ForgiveMissingBackbone())
     if AdapterCallback not in trainer.DEFAULT_CALLBACKS:
         trainer.DEFAULT_CALLBACKS.append(AdapterCallback)
+        register_optimizer_step_pre_hook(_before_step)
         register_optimizer_step_post_hook(_after_step)
 
 
@@ -87,12 +94,19 @@ class AdapterCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Tell scheduled methods how many optimizer steps there are."""
         if guests_of(model) is not None:
-            set_total_step(model, state.max_steps)
+            begin_training(model, state.max_steps, state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Let scheduled methods finish what an early end, or an early best state, left undone."""
+        if guests_of(model) is not None:
+            for name in need_guests(model).active:
+                guest = need_guests(model).adapters[name]
+                guest.method.on_train_end(model, name, guest.config)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Put the training state where the Trainer looks for weights when it resumes or loads the best model."""
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if guests_of(model) is not None and state.is_world_process_zero and (checkpoint / WEIGHTS).is_file():
+        if guests_of(model) is not None and state.is_world_process_zero and checkpoint.is_dir():
             tensors = {path: tensor.contiguous().cpu() for path, tensor in training_state(model).items()}
             save_file(tensors, checkpoint / TRAINING_STATE, metadata={"format": "pt"})
 
@@ -107,18 +121,27 @@ class _ForgiveMissingBackbone:
     def __call__(self, model: nn.Module, incompatible: Any) -> None:
         missing = set(incompatible.missing_keys)
         needed = set(training_state(model)) if guests_of(model) is not None else set()
-        if missing == set(model.state_dict()) - needed:
+        if missing == set(model.state_dict()) - needed and not incompatible.unexpected_keys:
             incompatible.missing_keys.clear()
 
 
+def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for model, guest in _trained_by(optimizer):
+        guest.method.before_step(model, guest.name, guest.config)
+
+
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for model, guest in _trained_by(optimizer):
+        guest.method.on_train_step(model, guest.name, guest.config)
+
+
+def _trained_by(optimizer: torch.optim.Optimizer) -> Iterator[tuple[nn.Module, Guest]]:
     if not _in_training:
         return
     optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for model in list(_in_training):
         guests = guests_of(model)
-        for name in guests.active if guests else ():
-            guest = guests.adapters[name]  # type: ignore[union-attr]
-            first = next(iter(guest.method.parameters(model, name).values()), None)
+        for guest in [guests.adapters[name] for name in guests.active] if guests else ():
+            first = next(iter(guest.method.parameters(model, guest.name).values()), None)
             if first is not None and id(first) in optimized:
-                guest.method.on_train_step(model, name, guest.config)
+                yield model, guest

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
 import peft
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from adapterlab.adapters.base import MethodConfig, register_method
 from adapterlab.adapters.rank_budget import RankBudget
+from adapterlab.adapters.targets import Layers, Targets, plain
 from adapterlab.adapters.tuner import TunerMethod
 from adapterlab.backbones import Backbone
 from adapterlab.errors import AdapterError, ConfigError
@@ -40,10 +42,10 @@ class AdaLoraConfig(MethodConfig):
         validation_alias=AliasChoices("dropout", "lora_dropout"),
         description="dropout on P's input",
     )
-    target_modules: Literal["all-linear"] | list[str] = Field(
+    target_modules: Targets = Field(
         "all-linear", description="'all-linear' (every linear in the layers) or a list of name endings"
     )
-    layers: list[int] | None = Field(
+    layers: Layers = Field(
         None,
         validation_alias=AliasChoices("layers", "layers_to_transform"),
         description="indices of the layers to adapt, negative from the top; all if left out",
@@ -86,8 +88,9 @@ class AdaLora(TunerMethod):
 
     `Q` (`lora_A`) is (r, in), `Λ` (`lora_E`) is (r, 1) and starts at zero, `P` (`lora_B`) is (out, r). The
     singular values of least importance are set to zero on the cubic schedule of equation 12, until `target_r`
-    per matrix are left on average. In training the loss gains `gamma R(P, Q)`, equation 4. The modules and the
-    file format are peft's; the schedule is ours and drives itself from the optimizer's steps.
+    per matrix are left on average. The gradient of `gamma R(P, Q)`, equation 4, is added before each optimizer
+    step, so that whatever computes the loss needs to know nothing of it. The modules and the file format are
+    peft's; the schedule is ours and drives itself from the optimizer's steps.
     """
 
     summary = "LoRA whose ranks go, while it trains, to the matrices that need them"
@@ -116,31 +119,57 @@ class AdaLora(TunerMethod):
         return ".ranknum." not in path
 
     def inject(self, model: nn.Module, backbone: Backbone, name: str, config: AdaLoraConfig) -> None:
-        """Wrap the targets, then add the budget's state and the hook that adds the orthogonality term."""
+        """Wrap the targets, then add the budget's state."""
         super().inject(model, backbone, name, config)
         if not hasattr(model, "lora_budget"):
             model.lora_budget = nn.ModuleDict()
         budgets: Any = model.lora_budget
         budgets[name] = RankBudget(self._triplets(model, name))
         if config.total_step:
-            self._plan(budgets[name], config, config.total_step)
-        model.register_forward_hook(_OrthogonalityTerm(name, config.orth_reg_weight))
+            self.on_train_begin(model, name, config, config.total_step, 0)
 
     def remove(self, model: nn.Module, name: str) -> None:
-        """Take out the layers, the budget and the hook."""
+        """Take out the layers and the budget."""
         super().remove(model, name)
         budgets: Any = getattr(model, "lora_budget", {})
         if name in budgets:
             del budgets[name]
         if hasattr(model, "lora_budget") and not len(budgets):
             del model.lora_budget
-        hooks = model._forward_hooks
-        for key in [k for k, hook in hooks.items() if isinstance(hook, _OrthogonalityTerm) and hook.name == name]:
-            del hooks[key]
 
-    def on_train_begin(self, model: nn.Module, name: str, config: AdaLoraConfig, total_step: int) -> None:
-        """Lay out the budget schedule over the run, unless the user gave `total_step`."""
-        self._plan(self._budget(model, name), config, config.total_step or total_step)
+    def on_train_begin(self, model: nn.Module, name: str, config: AdaLoraConfig, total_step: int, done: int) -> None:
+        """Lay out the budget schedule over the run; one that resumes keeps the state it has."""
+        tinit = config.tinit if config.tinit is not None else total_step // 10
+        tfinal = config.tfinal if config.tfinal is not None else 3 * total_step // 10
+        delta_t = config.delta_t or max(1, min(10, (total_step - tinit - tfinal) // 20))
+        if tinit + tfinal >= total_step:
+            raise ConfigError(
+                f"tinit: the AdaLoRA schedule doesn't fit: tinit {tinit} + tfinal {tfinal} = {tinit + tfinal} of "
+                f"{total_step} steps, which leaves none in which the rank could shrink from {config.start_r} to "
+                f"{config.target_r}. Lower tinit or tfinal (or leave them out), or train longer."
+            )
+        self._budget(model, name).plan(total_step, tinit, tfinal, delta_t, config.target_r, resumes=done > 0)
+
+    def on_train_end(self, model: nn.Module, name: str, config: AdaLoraConfig) -> None:
+        """Prune to the final budget, if training stopped, or its best state was reached, before the schedule did."""
+        budget = self._budget(model, name)
+        if budget.planned:
+            budget.finish(self._triplets(model, name))
+
+    def before_step(self, model: nn.Module, name: str, config: AdaLoraConfig) -> None:
+        """Add the gradient of gamma R(P, Q), equation 4, to P's and Q's.
+
+        R is the mean over all P and Q of ||PᵀP - I||_F and ||QQᵀ - I||_F, as peft has it (the paper sums squares);
+        the gradient of ||QQᵀ - I||_F is 2 (QQᵀ - I) Q / ||QQᵀ - I||_F.
+        """
+        triplets = self._triplets(model, name)
+        weight = config.orth_reg_weight / (2 * len(triplets))
+        with torch.no_grad():
+            for q, _, p in triplets if weight else ():
+                for rows, gradient in ((q, q.grad), (p.T, None if p.grad is None else p.grad.T)):
+                    if gradient is not None:
+                        off = rows @ rows.T - torch.eye(len(rows), device=rows.device, dtype=rows.dtype)
+                        gradient.add_(off @ rows, alpha=2 * weight / max(float(torch.linalg.norm(off)), 1e-12))
 
     def on_train_step(self, model: nn.Module, name: str, config: AdaLoraConfig) -> None:
         """Update importance from the gradients, prune what is over this step's budget."""
@@ -162,10 +191,6 @@ class AdaLora(TunerMethod):
             saved[f"{path}.lora_B"] = b.detach()[:, keep]
         return saved
 
-    def expected(self, model: nn.Module, name: str, config: AdaLoraConfig) -> dict[str, torch.Size]:
-        """Return the shapes that the adapter's rank pattern gives."""
-        return {key: tensor.shape for key, tensor in self.state(model, name, config).items()}
-
     def load_state(self, model: nn.Module, name: str, config: AdaLoraConfig, state: dict[str, torch.Tensor]) -> None:
         """Put the kept triplets where the rank pattern says they were; a pruned Λ is zero."""
         with torch.no_grad():
@@ -184,9 +209,10 @@ class AdaLora(TunerMethod):
             fields.update(total_step=budget.total_step, tinit=budget.tinit, tfinal=budget.tfinal, deltaT=budget.delta_t)
         return fields
 
-    def from_peft(self, fields: dict[str, Any]) -> dict[str, Any]:
+    def from_peft(self, fields: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
         """Read peft's fields; a run that goes on plans its own schedule."""
-        return super().from_peft(fields) | {
+        return super().from_peft(fields, keys) | {
+            **dict.fromkeys(("total_step", "tinit", "tfinal", "delta_t")),
             "target_r": fields["target_r"],
             "init_r": fields["init_r"],
             "alpha": fields["lora_alpha"],
@@ -197,30 +223,22 @@ class AdaLora(TunerMethod):
         }
 
     def adopt(self, model: nn.Module, name: str, fields: dict[str, Any]) -> None:
-        """Take over the saved rank pattern."""
+        """Take over the saved rank pattern.
+
+        Raises:
+            ConfigError: it isn't one of the adapter's ranks.
+        """
         pattern = fields.get("rank_pattern") or {}
+        if not isinstance(pattern, dict):
+            raise ConfigError(f"rank_pattern must be a mapping, and is a {type(pattern).__name__}.")
         budget = self._budget(model, name)
         keep = []
         for path, (_, e, _) in self._layers_of(model, name):
             mask = pattern.get(f"{path}.lora_E", [True] * len(e))
-            if len(mask) != len(e):
-                raise ConfigError(
-                    f"rank_pattern of '{path}' has {len(mask)} entries; with init_r {len(e)} it must have {len(e)}."
-                )
+            if not isinstance(mask, list) or len(mask) != len(e) or not all(isinstance(kept, bool) for kept in mask):
+                raise ConfigError(f"rank_pattern of '{path}' must be {len(e)} times true or false, as many as init_r.")
             keep += mask
         budget.keep.copy_(torch.tensor(keep, dtype=torch.bool))
-
-    def _plan(self, budget: RankBudget, config: AdaLoraConfig, total_step: int) -> None:
-        tinit = config.tinit if config.tinit is not None else total_step // 10
-        tfinal = config.tfinal if config.tfinal is not None else 3 * total_step // 10
-        delta_t = config.delta_t or max(1, min(10, (total_step - tinit - tfinal) // 20))
-        if tinit + tfinal >= total_step:
-            raise ConfigError(
-                f"tinit: the AdaLoRA schedule doesn't fit: tinit {tinit} + tfinal {tfinal} = {tinit + tfinal} of "
-                f"{total_step} steps, which leaves none in which the rank could shrink from {config.start_r} to "
-                f"{config.target_r}. Lower tinit or tfinal (or leave them out), or train longer."
-            )
-        budget.plan(total_step, tinit, tfinal, delta_t, config.target_r)
 
     def _budget(self, model: nn.Module, name: str) -> RankBudget:
         budgets: Any = model.lora_budget
@@ -228,7 +246,7 @@ class AdaLora(TunerMethod):
 
     def _layers_of(self, model: nn.Module, name: str) -> list[tuple[str, tuple[Any, Any, Any]]]:
         return [
-            (path.replace(".base_layer", ""), (layer.lora_A[name], layer.lora_E[name], layer.lora_B[name]))
+            (plain(path), (layer.lora_A[name], layer.lora_E[name], layer.lora_B[name]))
             for path, layer in self.layers(model).items()
             if name in layer.lora_A
         ]
@@ -240,27 +258,3 @@ class AdaLora(TunerMethod):
         layers = self._layers_of(model, name)
         masks = self._budget(model, name).keep.split([len(e) for _, (_, e, _) in layers])
         return [(path, triplet, keep) for (path, triplet), keep in zip(layers, masks, strict=True)]
-
-
-class _OrthogonalityTerm:
-    """Forward hook on the model: adds gamma R(P, Q) to the loss in training, never in evaluation.
-
-    R is the mean over all P and Q of ||PᵀP - I||_F and ||QQᵀ - I||_F, as peft has it (the paper sums squares).
-    """
-
-    def __init__(self, name: str, weight: float) -> None:
-        self.name = name
-        self.weight = weight
-
-    def __call__(self, model: nn.Module, args: Any, output: Any) -> Any:
-        if not model.training or not self.weight or getattr(output, "loss", None) is None:
-            return output
-        terms = []
-        for layer in model.modules():
-            if isinstance(layer, AdaLoraLayer) and self.name in layer.lora_A and self.name in layer.active_adapters:
-                q, p = layer.lora_A[self.name], layer.lora_B[self.name]
-                eye = torch.eye(q.shape[0], device=q.device, dtype=q.dtype)
-                terms += [torch.linalg.norm(q @ q.T - eye), torch.linalg.norm(p.T @ p - eye)]
-        if terms:
-            output.loss = output.loss + self.weight * torch.stack(terms).mean()
-        return output

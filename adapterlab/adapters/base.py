@@ -6,6 +6,7 @@ A plugin is one file: subclass `MethodConfig` and `Method`, decorate the method 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, TypeVar
@@ -22,7 +23,7 @@ from adapterlab.registry import Registry
 class MethodConfig(BaseModel):
     """Options of a method. Subclasses declare one field per option; its description is its help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=True, allow_inf_nan=False)
 
     modules_to_save: list[str] = Field(
         default=[], description="further modules, by name ending, to train in full and save with the adapter"
@@ -41,6 +42,7 @@ class Method(ABC):
     Config: ClassVar[type[MethodConfig]]
     peft_type: ClassVar[str]  # the type in adapter_config.json
     marker: ClassVar[str]
+    rewires_layers: ClassVar[bool] = True  # whether it hooks into layers, so that they can't be trained in full as well
     key_prefix: ClassVar[str] = "base_model.model."  # what peft puts before a path in the file
     name: str = ""  # set by the registry
 
@@ -69,35 +71,40 @@ class Method(ABC):
         return {self._key(path, name): p.detach() for path, p in self.parameters(model, name).items()}
 
     def load_state(self, model: nn.Module, name: str, config: Any, state: dict[str, torch.Tensor]) -> None:
-        """Copy saved tensors, already checked against `expected`, into the model."""
+        """Copy saved tensors, of the names and shapes that `state` gives, into the model."""
         with torch.no_grad():
             for path, parameter in self.parameters(model, name).items():
                 parameter.copy_(state[self._key(path, name)])
 
-    def expected(self, model: nn.Module, name: str, config: Any) -> dict[str, torch.Size]:
-        """Return the shape of each tensor that `load_state` needs."""
-        return {key: tensor.shape for key, tensor in self.state(model, name, config).items()}
-
     def adopt(self, model: nn.Module, name: str, fields: dict[str, Any]) -> None:  # noqa: B027
-        """Take over what adapter_config.json says beyond options (AdaLoRA: the ranks), before `expected`."""
+        """Take over what adapter_config.json says beyond options (AdaLoRA: the ranks), before the tensors."""
 
     def training_state(self, model: nn.Module, name: str) -> dict[str, torch.Tensor]:
         """Return what a checkpoint needs to go on training, keyed by path in the model's `state_dict`."""
         return {path: tensor for path, tensor in model.state_dict().items() if self._owns(path, name)}
 
-    def on_train_begin(self, model: nn.Module, name: str, config: Any, total_step: int) -> None:  # noqa: B027
-        """Learn how many optimizer steps the run has. Raise if a schedule can't fit."""
+    def on_train_begin(self, model: nn.Module, name: str, config: Any, total_step: int, done: int) -> None:  # noqa: B027
+        """Learn how many optimizer steps the run has, and how many of them a resumed run has done.
+
+        Raise if a schedule can't fit.
+        """
+
+    def before_step(self, model: nn.Module, name: str, config: Any) -> None:  # noqa: B027
+        """Called before each optimizer step that touches the adapter; a regulariser adds its gradient here."""
 
     def on_train_step(self, model: nn.Module, name: str, config: Any) -> None:  # noqa: B027
         """Called after each optimizer step that touched the adapter, before gradients are cleared."""
+
+    def on_train_end(self, model: nn.Module, name: str, config: Any) -> None:  # noqa: B027
+        """Called when a Trainer has ended, with the best state loaded if it was to be."""
 
     @abstractmethod
     def to_peft(self, model: nn.Module, backbone: Backbone, name: str, config: Any) -> dict[str, Any]:
         """Return adapter_config.json's own fields for this adapter."""
 
     @abstractmethod
-    def from_peft(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Return the options that rebuild an adapter from its adapter_config.json."""
+    def from_peft(self, fields: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+        """Return the options that rebuild an adapter from its adapter_config.json and its tensors' names."""
 
     def _owns(self, path: str, name: str) -> bool:
         parts = path.split(".")
@@ -115,7 +122,7 @@ METHODS: Registry[Method] = Registry("method", group="adapterlab.methods")
 M = TypeVar("M", bound=type[Method])
 
 
-def register_method(name: str, *, aliases: tuple[str, ...] = ()) -> Any:
+def register_method(name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[M], M]:
     """Class decorator: make a `Method` available as `attach(model, name)`.
 
     Raises:
@@ -172,6 +179,13 @@ def parse_config(method: str, options: dict[str, Any] | MethodConfig) -> MethodC
         if isinstance(options, config_class):
             return options
         raise ConfigError(f"method '{method}' takes a {config_class.__name__}, not a {type(options).__name__}.")
+    twice = [
+        f"{' and '.join(given)}: two names of one option; give one of them."
+        for option in _options(config_class)
+        if len(given := [name for name in (option.name, *option.aliases) if name in options]) > 1
+    ]
+    if twice:
+        raise ConfigError(twice)
     try:
         return config_class.model_validate(options)
     except ValidationError as error:

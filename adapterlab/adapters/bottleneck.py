@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import AliasChoices, Field
@@ -58,7 +59,7 @@ class BottleneckConfig(MethodConfig):
     )
     scaling: float | Literal["learned"] | None = Field(None, description="factor on the output, or 'learned'")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's output")
-    layers: list[int] | None = Field(
+    layers: Annotated[list[int], Field(min_length=1)] | None = Field(
         None, description="indices of the layers to adapt, negative from the top; all if left out"
     )
 
@@ -113,8 +114,8 @@ class Place:
 
     def adapters(self, module: nn.Module) -> list[Bottleneck]:
         """Return the active adapters that stand here."""
-        here: Any = module.bottleneck
-        return [here[name] for name in self.active if name in here and here[name].variant == self.variant]
+        here: Any = module.bottleneck_adapter
+        return [here[name] for name in self.active]
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         adapters = self.adapters(module)
@@ -166,7 +167,7 @@ class BottleneckMethod(Method):
     )
     Config = BottleneckConfig
     peft_type = "BOTTLENECK"
-    marker = "bottleneck"
+    marker = "bottleneck_adapter"
 
     def inject(self, model: nn.Module, backbone: Backbone, name: str, config: BottleneckConfig) -> None:
         """Put a `Bottleneck` beside each place, and a hook that adds its term."""
@@ -176,27 +177,27 @@ class BottleneckMethod(Method):
             for sublayer in VARIANTS[config.variant].places:
                 path = self._hook_path(backbone, layer, sublayer, config.variant)
                 module = model.get_submodule(path)
-                if not hasattr(module, "bottleneck"):
-                    module.add_module("bottleneck", nn.ModuleDict())
+                if not hasattr(module, "bottleneck_adapter"):
+                    module.add_module("bottleneck_adapter", nn.ModuleDict())
                 if not any(
                     isinstance(h, Place) and h.variant == config.variant for h in module._forward_hooks.values()
                 ):
                     self._hook(model, backbone, layer, sublayer, config.variant, module)
                 adapter = Bottleneck(hidden, config)
                 adapter.to(next(model.get_submodule(backbone.layers[layer]).parameters()).device)
-                adapters: Any = module.bottleneck
+                adapters: Any = module.bottleneck_adapter
                 adapters[name] = adapter
 
     def remove(self, model: nn.Module, name: str) -> None:
         """Take out the adapter; hooks go with the last one of their place."""
-        for module in [m for m in model.modules() if "bottleneck" in m._modules]:
-            adapters: Any = module.bottleneck
+        for module in [m for m in model.modules() if "bottleneck_adapter" in m._modules]:
+            adapters: Any = module.bottleneck_adapter
             if name in adapters:
                 del adapters[name]
             if not len(adapters):
-                del module.bottleneck
+                del module.bottleneck_adapter
                 _drop(module._forward_hooks, Place)
-        if not any("bottleneck" in m._modules for m in model.modules()):
+        if not any("bottleneck_adapter" in m._modules for m in model.modules()):
             for module in model.modules():
                 for key in _drop(module._forward_pre_hooks, Tap):
                     module._forward_pre_hooks_with_kwargs.pop(key, None)
@@ -206,13 +207,14 @@ class BottleneckMethod(Method):
         for module in model.modules():
             for hook in module._forward_hooks.values():
                 if isinstance(hook, Place):
-                    hook.active = list(names)
+                    here: Any = module.bottleneck_adapter
+                    hook.active = [name for name in names if name in here and here[name].variant == hook.variant]
 
     def to_peft(self, model: nn.Module, backbone: Backbone, name: str, config: BottleneckConfig) -> dict[str, Any]:
         """Return the options; peft has no such method, so the fields are ours."""
         return config.model_dump(exclude={"modules_to_save"}, exclude_none=True)
 
-    def from_peft(self, fields: dict[str, Any]) -> dict[str, Any]:
+    def from_peft(self, fields: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
         """Read the options back."""
         return {key: value for key, value in fields.items() if key in BottleneckConfig.model_fields}
 

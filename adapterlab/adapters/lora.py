@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 import peft
 from peft.tuners.lora import LoraLayer
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, BeforeValidator, Field
 
 from adapterlab.adapters.base import MethodConfig, register_method
+from adapterlab.adapters.targets import Layers, Targets
 from adapterlab.adapters.tuner import TunerMethod
+from adapterlab.errors import ConfigError, did_you_mean
+
+# Fields of peft's adapter_config.json that change the forward pass in ways this method doesn't have.
+_FOREIGN = ("use_dora", "use_qalora", "lora_bias", "alora_invocation_tokens", "layer_replication",
+            "target_parameters", "trainable_token_indices")  # fmt: skip
+# Starts that rewrite the backbone's weights: without the very same rewrite the adapter means something else.
+_REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def _read_init(value: Any) -> Any:
+    return "default" if value is True else value
 
 
 class LoraConfig(MethodConfig):
@@ -29,20 +42,23 @@ class LoraConfig(MethodConfig):
         validation_alias=AliasChoices("dropout", "lora_dropout"),
         description="dropout on A's input",
     )
-    target_modules: Literal["all-linear"] | list[str] = Field(
+    target_modules: Targets = Field(
         "all-linear", description="'all-linear' (every linear in the layers) or a list of name endings"
     )
-    layers: list[int] | None = Field(
+    layers: Layers = Field(
         None,
         validation_alias=AliasChoices("layers", "layers_to_transform"),
         description="indices of the layers to adapt, negative from the top; all if left out",
     )
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) (Kalajdzievski 2023)")
-    init: Literal["default", "gaussian", "orthogonal"] = Field(
+    init: Annotated[Literal["default", "gaussian", "orthogonal"], BeforeValidator(_read_init)] = Field(
         "default",
+        validation_alias=AliasChoices("init", "init_lora_weights"),
         description="start of A: 'default' (Kaiming uniform, B zero), 'gaussian' (B zero), 'orthogonal'",
     )
-    rank_pattern: dict[str, int] = Field({}, description="rank by name ending, where it differs from r")
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {}, description="rank by name ending, where it differs from r"
+    )
     alpha_pattern: dict[str, float] = Field({}, description="alpha by name ending, where it differs")
 
 
@@ -77,9 +93,26 @@ class Lora(TunerMethod):
             alpha_pattern=dict(config.alpha_pattern),
         )
 
-    def from_peft(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Read peft's fields. How the weights were once initialised no longer matters."""
-        return super().from_peft(fields) | {
+    def check_targets(self, config: LoraConfig, paths: list[str]) -> None:
+        """Refuse a pattern that fits no target."""
+        for option, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+            for ending in pattern:
+                if not any(path == ending or path.endswith("." + ending) for path in paths):
+                    near = did_you_mean(ending, {path.rsplit(".", 1)[-1] for path in paths})
+                    raise ConfigError(f"{option}: no target's name ends with '{ending}'.{near}")
+
+    def from_peft(self, fields: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+        """Read peft's fields.
+
+        Raises:
+            ConfigError: the file uses a variant of LoRA that isn't here.
+        """
+        foreign = [name for name in _FOREIGN if fields.get(name)]
+        init = str(fields.get("init_lora_weights")).lower()
+        if foreign or init.startswith(_REWRITING):
+            what = foreign[0] if foreign else f"init_lora_weights={init}, which rewrites the backbone's weights"
+            raise ConfigError(f"{what}: this variant of LoRA can't be loaded here; load it with peft, merge it there.")
+        return super().from_peft(fields, keys) | {
             "r": fields["r"],
             "alpha": fields["lora_alpha"],
             "dropout": fields.get("lora_dropout", 0.0),

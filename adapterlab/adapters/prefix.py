@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import peft
@@ -109,6 +110,15 @@ class PrefixState:
         return sum(self.shifts[name] for name in self.active)
 
 
+@dataclass
+class PrefixSite:
+    """What an attention module needs to find its prefix: the state, its layer, the config it had."""
+
+    state: PrefixState
+    layer: int
+    config: Any
+
+
 def attend_with_prefix(
     module: Any,
     query: torch.Tensor,
@@ -124,9 +134,9 @@ def attend_with_prefix(
         key, value: (batch, key/value heads, keys, head size), cached tokens included, prefix not.
         attention_mask: additive or boolean, (batch or 1, 1, queries, keys), or None.
     """
-    view = module.config
-    attend = _own_attention(module, view.prefix_original)
-    prefix = view.prefix_state.layer(view.prefix_layer, key)
+    site: PrefixSite = module.prefix_site
+    attend = _own_attention(module, site.config)
+    prefix = site.state.layer(site.layer, key)
     if prefix is None:
         return attend(module, query, key, value, attention_mask, **kwargs)
     batch, length = key.shape[0], prefix[0].shape[2]
@@ -137,7 +147,7 @@ def attend_with_prefix(
         # with no mask of its own a causal model relies on the kernel, which can't know of a prefix
         allowed = torch.ones(queries, keys, dtype=torch.bool, device=key.device).tril(keys - queries)
         attention_mask = allowed[None, None]
-        if view.prefix_original._attn_implementation == "eager":
+        if site.config._attn_implementation == "eager":
             zero = torch.zeros((), dtype=query.dtype, device=query.device)
             attention_mask = zero.where(attention_mask, torch.finfo(query.dtype).min)
     if attention_mask is not None:
@@ -175,13 +185,20 @@ class PositionShift:
         if "position_ids" in kwargs:
             return args, kwargs | {"position_ids": kwargs["position_ids"] + shift}
         ids = args[-1]
-        rows = getattr(module, "num_embeddings", None)
+        rows = _rows(module)
         if rows is not None and ids.shape[-1] + shift > rows:
             raise BackboneError(
                 f"{ids.shape[-1]} tokens behind a prefix of {shift} are more than the backbone's {rows} positions. "
                 f"Truncate to {rows - shift} tokens, or attach with preserve_positions=True."
             )
         return (*args[:-1], ids + shift), kwargs
+
+
+def _rows(module: Any) -> int | None:
+    """Return how many positions an embedding has; RoBERTa's begin behind the padding row. None: not a table."""
+    rows = getattr(module, "num_embeddings", None)
+    padding = getattr(module, "padding_idx", None)
+    return rows if rows is None or padding is None else rows - padding - 1
 
 
 @register_method("prefix")
@@ -205,6 +222,12 @@ class Prefix(Method):
         backbone.known()
         attentions: list[Any] = [model.get_submodule(backbone.at(i, "attention")) for i in range(len(backbone.layers))]
         base = model.get_submodule(backbone.base)
+        rows = _rows(model.get_submodule(backbone.positions()))
+        if rows is not None and not config.preserve_positions and config.num_virtual_tokens >= rows:
+            raise BackboneError(
+                f"num_virtual_tokens: {config.num_virtual_tokens} fill all of the backbone's {rows} positions. "
+                f"Take fewer, or preserve_positions=True."
+            )
         if not hasattr(base, "prefix_encoder"):
             base.prefix_encoder = nn.ModuleDict()
             state = PrefixState(base.prefix_encoder)
@@ -213,11 +236,11 @@ class Prefix(Method):
                 # a config of its own, so that only the attention itself, not the masks, sees our function
                 view = copy.copy(attention.config)
                 view._attn_implementation = ATTENTION
-                view.prefix_original, view.prefix_state, view.prefix_layer = attention.config, state, index
+                attention.prefix_site = PrefixSite(state, index, attention.config)
                 attention.config = view
             positions = model.get_submodule(backbone.positions())
             positions.register_forward_pre_hook(PositionShift(state), with_kwargs=True)
-        state = attentions[0].config.prefix_state
+        state = attentions[0].prefix_site.state
         state.shifts[name] = 0 if config.preserve_positions else config.num_virtual_tokens
         heads, size = head_geometry(model_config)
         hidden = model_config.get_text_config().hidden_size
@@ -235,9 +258,9 @@ class Prefix(Method):
                 continue
             del base.prefix_encoder
             for module in model.modules():
-                view: Any = getattr(module, "config", None)
-                if hasattr(view, "prefix_original"):
-                    module.config = view.prefix_original
+                site: Any = module.__dict__.pop("prefix_site", None)
+                if site is not None:
+                    setattr(module, "config", site.config)  # noqa: B010 (mypy takes a module's attributes for modules)
                 for key in [k for k, h in module._forward_pre_hooks.items() if isinstance(h, PositionShift)]:
                     del module._forward_pre_hooks[key]
                     module._forward_pre_hooks_with_kwargs.pop(key, None)
@@ -275,7 +298,7 @@ class Prefix(Method):
         ours = {"preserve_positions": True} if config.preserve_positions else {}
         return fields.to_dict() | ours
 
-    def from_peft(self, fields: dict[str, Any]) -> dict[str, Any]:
+    def from_peft(self, fields: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
         """Read peft's fields."""
         return {
             "num_virtual_tokens": fields["num_virtual_tokens"],

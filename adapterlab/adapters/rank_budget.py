@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import nn
@@ -32,12 +31,18 @@ class RankBudget(nn.Module):
         self.schedule: torch.Tensor  # step, T, t_i, t_f, delta, target rank per matrix
         self.matrices = len(triplets)
 
-    def plan(self, total_step: int, tinit: int, tfinal: int, delta_t: int, target_r: int) -> None:
-        """Lay out the schedule, unless it is laid out so already (a run that resumes keeps its step)."""
+    def plan(
+        self, total_step: int, tinit: int, tfinal: int, delta_t: int, target_r: int, *, resumes: bool = False
+    ) -> None:
+        """Lay out the schedule and begin it, unless a run resumes that had the same one."""
         plan = torch.tensor([total_step, tinit, tfinal, delta_t, target_r])
-        if not torch.equal(self.schedule[1:].cpu(), plan):
-            self.schedule[1:] = plan.to(self.schedule.device)
-            self.schedule[0] = 0
+        if resumes and torch.equal(self.schedule[1:].cpu(), plan):
+            return
+        self.schedule[0] = 0
+        self.schedule[1:] = plan.to(self.schedule.device)
+        self.sensitivity.zero_()
+        self.uncertainty.zero_()
+        self.keep.fill_(True)
 
     @property
     def planned(self) -> bool:
@@ -77,11 +82,8 @@ class RankBudget(nn.Module):
         step = int(self.schedule[0])
         last = self.total_step - self.tfinal
         if step <= last:
-            tensors = [tensor for triplet in triplets for tensor in triplet]
-            if any(tensor.grad is None for tensor in tensors):
-                return  # gradients were cleared or skipped: nothing to learn from
-            gradients = [cast(torch.Tensor, tensor.grad) for tensor in tensors]
-            now = torch.cat([(t.detach() * g).abs().flatten().float() for t, g in zip(tensors, gradients, strict=True)])
+            now = torch.cat([_sensitivity(tensor) for triplet in triplets for tensor in triplet])
+            now = now.to(self.sensitivity)
             self.sensitivity.lerp_(now, 1 - beta1)
             self.uncertainty.lerp_((now - self.sensitivity).abs(), 1 - beta2)
             if step > self.tinit and (step % self.delta_t == 0 or step == last):
@@ -89,7 +91,14 @@ class RankBudget(nn.Module):
         if step > self.tinit:
             self._prune(triplets)
 
-    def _allocate(self, triplets: Sequence[Triplet], budget: int) -> None:
+    def finish(self, triplets: Sequence[Triplet]) -> None:
+        """Prune to the final budget now, unless it is reached."""
+        alive = self.keep.clone()
+        if int(alive.sum()) > self.budget(self.total_step):
+            self._allocate(triplets, self.budget(self.total_step), alive)
+        self._prune(triplets)
+
+    def _allocate(self, triplets: Sequence[Triplet], budget: int, among: torch.Tensor | None = None) -> None:
         importance = (self.sensitivity * self.uncertainty).split(  # equation 11
             [tensor.numel() for triplet in triplets for tensor in triplet]
         )
@@ -98,10 +107,20 @@ class RankBudget(nn.Module):
             s_q, s_e, s_p = importance[3 * index : 3 * index + 3]
             # equation 7: the singular value's own score plus the means over its two singular vectors
             scores.append(s_e.view(-1) + s_q.view_as(q).mean(1) + s_p.view_as(p).mean(0))
+        score = torch.cat(scores)
+        if among is not None:
+            score = score.masked_fill(~among, -1.0)
         self.keep.zero_()
-        self.keep[torch.cat(scores).topk(budget).indices] = True
+        self.keep[score.topk(budget).indices] = True
 
     def _prune(self, triplets: Sequence[Triplet]) -> None:
         with torch.no_grad():
             for (_, e, _), keep in zip(triplets, self.keep.split([len(e) for _, e, _ in triplets]), strict=True):
                 e.mul_(keep[:, None])
+
+
+def _sensitivity(tensor: torch.Tensor) -> torch.Tensor:
+    """Return |w · dL/dw| of each element, equation 8, flat; nothing where no gradient came."""
+    if tensor.grad is None:
+        return torch.zeros(tensor.numel(), device=tensor.device)
+    return (tensor.detach() * tensor.grad).abs().flatten().float()

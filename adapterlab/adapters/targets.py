@@ -1,17 +1,32 @@
-"""Which linear modules a low-rank method adapts: every one in the layers, or those whose names end as asked."""
+"""Which linear modules a low-rank method adapts: all those in the layers, or those whose names end as asked."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
 from torch import nn
 
+from adapterlab.adapters.base import METHODS
 from adapterlab.backbones import LINEAR, Backbone, Found
 from adapterlab.errors import BackboneError, did_you_mean
 
 ALL_LINEAR = "all-linear"
 
 
+def _check_targets(value: Any) -> Any:
+    if isinstance(value, str) and value != ALL_LINEAR:
+        raise ValueError(f"'{ALL_LINEAR}' or a list of name endings is needed, for instance ['{value}']")
+    return sorted(value) if isinstance(value, set | tuple) else value
+
+
+Targets = Annotated[Literal["all-linear"] | list[str], BeforeValidator(_check_targets)]
+Layers = Annotated[list[int], Field(min_length=1)] | None
+
+
 def find_targets(
-    model: nn.Module, backbone: Backbone, wanted: str | list[str], layers: list[int] | None
+    model: nn.Module, backbone: Backbone, wanted: str | list[str], layers: list[int] | None, saved: list[str]
 ) -> list[Found]:
     """Return the modules to adapt, in the model's order.
 
@@ -19,51 +34,59 @@ def find_targets(
         wanted: "all-linear" (every linear inside the layers; not the pooler, not a head), or name endings:
             `["query", "value"]`, `["attention.output.dense"]`.
         layers: indices of the layers to use; None for all.
+        saved: name endings of modules that are trained in full; what is inside them is no target.
 
     Raises:
         BackboneError: nothing matches, or a name ending matches nothing.
     """
     picked = None if layers is None else backbone.pick_layers(layers)
-    inside = list(backbone.linears(model, picked))
-    if isinstance(wanted, str):
-        if wanted != ALL_LINEAR:
-            raise BackboneError(
-                f"target_modules: {wanted!r} is neither '{ALL_LINEAR}' nor a list of name endings such as "
-                f"{_endings(backbone, inside)[:2]}."
-            )
+    inside = _free(backbone.linears(model, picked), saved)
+    known = list(dict.fromkeys(_relative(backbone, target.path) for target in inside))
+    if wanted == ALL_LINEAR:
         if not inside:
             raise BackboneError(f"no linear module was found in the layers of this {backbone.model_type}.")
         return inside
-    everywhere = inside if picked is not None else _all_linears(model, backbone)
+    everywhere = inside if picked is not None else _free(_outside_heads(model, backbone), saved)
     found = [target for target in everywhere if any(_ends(target.path, ending) for ending in wanted)]
     unmatched = [e for e in wanted if not any(_ends(target.path, e) for target in found)]
     if unmatched or not found:
-        known = _endings(backbone, inside)
-        short = [name.rsplit(".", 1)[-1] for name in known]
+        names = [*(name.rsplit(".", 1)[-1] for name in known), *known]
         raise BackboneError(
             f"target_modules: {unmatched or wanted} match no linear module of this {backbone.model_type}."
-            f"{did_you_mean(unmatched[0] if unmatched else '', [*short, *known])} "
-            f"Its layers have: {', '.join(known)}."
+            f"{did_you_mean(unmatched[0], names) if unmatched else ''} Its layers have: {', '.join(known)}."
         )
     return found
 
 
-def name_endings(model: nn.Module, backbone: Backbone, targets: list[Found]) -> list[str]:
-    """Return the shortest way to say `targets`: endings relative to a layer if they name nothing else, else paths."""
-    paths = {target.path for target in targets}
+def name_endings(model: nn.Module, backbone: Backbone, paths: set[str]) -> list[str]:
+    """Return the shortest way to say `paths`: endings relative to a layer if they name nothing else."""
     relative = sorted({_relative(backbone, path) for path in paths})
-    matched = {t.path for t in _all_linears(model, backbone, heads=True) if any(_ends(t.path, r) for r in relative)}
+    linears = {plain(name) for name, module in model.named_modules() if isinstance(module, LINEAR)}
+    matched = {path for path in linears if any(_ends(path, ending) for ending in relative)}
     return relative if matched == paths else sorted(paths)
 
 
-def _all_linears(model: nn.Module, backbone: Backbone, heads: bool = False) -> list[Found]:
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, LINEAR) or (not heads and name.split(".")[0] in backbone.heads):
-            continue
-        if ".lora_" not in name and ".bottleneck." not in name and "prefix_encoder" not in name:
-            found[name.removesuffix(".base_layer")] = module
+def plain(path: str) -> str:
+    """Return a module's path as it is without the wrappers that peft puts around linears."""
+    return ".".join(part for part in path.split(".") if part != "base_layer")
+
+
+def _free(linears: Iterable[Found], saved: list[str]) -> list[Found]:
+    """Return the backbone's own linears: not an adapter's, not inside a module that is trained in full."""
+    markers = tuple(method.marker for _, method in METHODS)
+    found = {}
+    for path, module in linears:
+        parts = path.split(".")
+        inside_saved = any(_ends(".".join(parts[: n + 1]), ending) for n in range(len(parts)) for ending in saved)
+        if not inside_saved and not any(part.startswith(markers) for part in parts):
+            found[plain(path)] = module
     return [Found(path, module) for path, module in found.items()]
+
+
+def _outside_heads(model: nn.Module, backbone: Backbone) -> Iterable[Found]:
+    for name, module in model.named_modules():
+        if isinstance(module, LINEAR) and name.split(".")[0] not in backbone.heads:
+            yield Found(name, module)
 
 
 def _ends(path: str, ending: str) -> bool:
@@ -72,7 +95,3 @@ def _ends(path: str, ending: str) -> bool:
 
 def _relative(backbone: Backbone, path: str) -> str:
     return next((path.removeprefix(layer + ".") for layer in backbone.layers if path.startswith(layer + ".")), path)
-
-
-def _endings(backbone: Backbone, targets: list[Found]) -> list[str]:
-    return list(dict.fromkeys(_relative(backbone, target.path) for target in targets))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import peft
@@ -11,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adapterlab.adapters.base import Method
-from adapterlab.adapters.targets import find_targets, name_endings
+from adapterlab.adapters.targets import find_targets, name_endings, plain
 from adapterlab.backbones import Backbone
 
 
@@ -23,6 +24,7 @@ class TunerMethod(Method):
     """
 
     layer_class: type[BaseTunerLayer]
+    rewires_layers = False
 
     def peft_config(self, config: Any) -> peft.PeftConfig:
         """Return peft's config for `config`, but for what `shared` adds."""
@@ -31,7 +33,8 @@ class TunerMethod(Method):
     def inject(self, model: nn.Module, backbone: Backbone, name: str, config: Any) -> None:
         """Wrap the target modules, or add to wrappers that other adapters put there."""
         settings = self.peft_config(config)
-        targets = find_targets(model, backbone, config.target_modules, config.layers)
+        targets = find_targets(model, backbone, config.target_modules, config.layers, config.modules_to_save)
+        self.check_targets(config, [target.path for target in targets])
         settings.target_modules = [target.path for target in targets]
         settings.fan_in_fan_out = any(isinstance(target.module, Conv1D) for target in targets)
         with warnings.catch_warnings():
@@ -42,10 +45,12 @@ class TunerMethod(Method):
         for parameter in self.parameters(model, name).values():
             parameter.data = parameter.data.float()  # a bf16 backbone is fine, a bf16 optimizer step is not
 
+    def check_targets(self, config: Any, paths: list[str]) -> None:
+        """Refuse options that name targets which aren't there."""
+
     def layers(self, model: nn.Module) -> dict[str, Any]:
         """Return this method's layers by path."""
-        return {path: module for path, module in model.named_modules() if type(module) is not nn.Module
-                and isinstance(module, self.layer_class)}  # fmt: skip
+        return {path: module for path, module in model.named_modules() if isinstance(module, self.layer_class)}
 
     def remove(self, model: nn.Module, name: str) -> None:
         """Delete the adapter; a wrapper that holds no other gives its linear back."""
@@ -65,16 +70,13 @@ class TunerMethod(Method):
     def to_peft(self, model: nn.Module, backbone: Backbone, name: str, config: Any) -> dict[str, Any]:
         """Return peft's own fields."""
         settings = self.peft_config(config)
-        targets = find_targets(model, backbone, config.target_modules, config.layers)
+        own = {plain(path): layer for path, layer in self.layers(model).items() if name in layer.lora_A}
         fields = settings.to_dict()
-        fields["target_modules"] = name_endings(model, backbone, targets)
-        fields["fan_in_fan_out"] = any(isinstance(target.module, Conv1D) for target in targets)
+        fields["target_modules"] = name_endings(model, backbone, set(own))
+        fields["fan_in_fan_out"] = any(isinstance(layer.get_base_layer(), Conv1D) for layer in own.values())
         return {key: sorted(value) if isinstance(value, set) else value for key, value in fields.items()}
 
-    def from_peft(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Read the fields that are options of ours; `layers_to_transform` and a regex are peft's spelling."""
-        layers = fields.get("layers_to_transform")
-        options: dict[str, Any] = {"target_modules": fields["target_modules"]}
-        if layers is not None:
-            options["layers"] = [layers] if isinstance(layers, int) else layers
-        return options
+    def from_peft(self, fields: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+        """Take the targets from the tensors' names: peft may have found them by a regex, layers or exclusions."""
+        targets = sorted({key.split(".lora_")[0] for key in keys if ".lora_" in key})
+        return {"target_modules": targets, "layers": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Annotated, Any
 
 import typer
@@ -43,9 +44,20 @@ class Verbs(TyperGroup):
         except AdapterLabError as error:
             report_error(error)
             raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `| head` has read enough; click knows what to do
+                raise
+            report_error(_word(error))
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             report_error("interrupted.")
             raise typer.Exit(130) from None
+
+
+def _word(error: OSError) -> str:
+    """Say in one line what the system refused, and on which file."""
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return f"{error.filename}: {reason}." if error.filename is not None else f"{reason}."
 
 
 def _print_examples(examples: tuple[str, ...]) -> None:

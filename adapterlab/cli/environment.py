@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
 from adapterlab.cli.console import busy, examples, out
 
 _SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME", "HF_ENDPOINT")
+_BROKEN = "torch fails"
 
 
 @examples("adapterlab env")
@@ -20,37 +22,37 @@ def env() -> None:
 
     table = Table(box=None, pad_edge=False, show_header=False)
     with busy("looking around"):
-        for name, value in (*_software(), *_hardware(), *_settings()):
+        found = _found()
+        found["system"] = f"{platform.system()} {platform.machine()}"
+        rows = [*found.items(), *_settings()]
+        if _BROKEN not in found:
+            found.pop("gpu", None)  # every one is listed, with its memory
+            rows = [*found.items(), *_hardware(), *_settings(), *_broken_plugins()]
+        for name, value in rows:
             table.add_row(f"[cyan]{name}[/cyan]", escape(value))
     out().print(table, highlight=False)
 
 
-def _software() -> Iterator[tuple[str, str]]:
-    from importlib import metadata
-
+def _found() -> dict[str, str]:
+    """Describe what is installed, also where torch is broken: that is just what one runs `env` for."""
     from adapterlab import __version__
-    from adapterlab.environment import LIBRARIES
+    from adapterlab.environment import LIBRARIES, cpu_name, describe_environment
 
-    yield "adapterlab", __version__
-    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    for package in LIBRARIES:
-        try:
-            yield package, metadata.version(package)
-        except metadata.PackageNotFoundError:
-            yield package, f"not installed; pip install {package}"
+    try:
+        return describe_environment()
+    except Exception as error:
+        installed = {package.name: package.version for package in metadata.distributions()}
+        versions = {"adapterlab": __version__, "python": platform.python_version()}
+        versions |= {name: installed.get(name, "not installed") for name in LIBRARIES}
+        return {**versions, "cpu": cpu_name(), _BROKEN: f"{type(error).__name__}: {error}"}
 
 
 def _hardware() -> Iterator[tuple[str, str]]:
-    from adapterlab.environment import cpu_name
+    import torch
 
-    try:
-        import torch
-    except Exception as error:  # a broken torch is just what one runs `env` for
-        yield "cpu", f"{cpu_name()}, {os.cpu_count()} cores"
-        yield "torch fails", f"{type(error).__name__}: {error}"
-        return
-    threads = f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    yield "cpu", f"{threads}; {', '.join(_abilities(torch))}"
+    from adapterlab.training.precision import choose
+
+    yield "cpu can", ", ".join(_abilities(torch))
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             memory = torch.cuda.get_device_properties(index).total_memory / 2**30
@@ -59,8 +61,6 @@ def _hardware() -> Iterator[tuple[str, str]]:
         yield "gpu", "Apple (mps)"
     else:
         yield "gpu", "none that torch can use"
-    from adapterlab.training.precision import choose
-
     precision, reason = choose("auto")
     yield "precision: auto", f"{precision} ({reason})"
 
@@ -87,7 +87,6 @@ def _settings() -> Iterator[tuple[str, str]]:
     if not any(os.environ.get(switch) for switch in _SWITCHES[:3]):
         yield "offline", "no; HF_HUB_OFFLINE=1 keeps everything off the network"
     yield "recipes", str(catalog.folder())
-    yield from _broken_plugins()
 
 
 def _broken_plugins() -> Iterator[tuple[str, str]]:

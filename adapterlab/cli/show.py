@@ -13,6 +13,7 @@ import typer
 from adapterlab.cli.console import examples, note, out
 from adapterlab.errors import AdapterFolderError, ConfigError, RunFolderError, unknown_name
 
+# As in adapterlab.adapter_folder, which takes seconds to import: it loads torch and peft. A test compares them.
 CONFIG, WEIGHTS, EXTRA = "adapter_config.json", "adapter_model.safetensors", "adapterlab.json"
 
 
@@ -106,13 +107,15 @@ def _facts(folder: Path) -> Iterator[tuple[str, str]]:
     yield "options", ", ".join(said) or "none"
     if labels := extra.get("labels"):
         yield "labels", ", ".join(labels.values())
+    from adapterlab.training.report import size
+
     weights = folder / WEIGHTS
     if not weights.is_file():
         yield "weights", f"missing: there is no {WEIGHTS}"
         return
     shapes = _shapes(weights)
     count = sum(_product(shape) for shape in shapes.values())
-    yield "weights", f"{count:,} parameters in {len(shapes)} tensors, {weights.stat().st_size / 1e6:.1f} MB"
+    yield "weights", f"{count:,} parameters in {len(shapes)} tensors, {size(weights.stat().st_size)}"
 
 
 def _short(value: Any) -> str:
@@ -134,10 +137,10 @@ def _shapes(weights: Path) -> dict[str, list[int]]:
     """Read the shapes off a safetensors file's header, without its tensors."""
     try:
         with weights.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > weights.stat().st_size:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > weights.stat().st_size:
                 raise ValueError("it is cut short")
-            header = json.loads(file.read(size))
+            header = json.loads(file.read(length))
         return {name: list(told["shape"]) for name, told in header.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise AdapterFolderError(f"{weights} is damaged: {error}. Get the file again.") from None

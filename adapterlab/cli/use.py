@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adapterlab.cli.console import busy, done, examples, is_main_process, out
+from adapterlab.cli.console import busy, done, examples, is_main_process, note, out
 from adapterlab.errors import ConfigError, DataError, RunFolderError, unknown_name
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run, e.g. runs/quickstart.")]
@@ -120,10 +120,20 @@ def _given(run: str, texts: list[str] | None, file: str | None, column: str | No
         return _from_file(run, file, column)
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError(f'nothing to predict: give a text (adapterlab predict {run} "…"), --file, or pipe texts in.')
-    first = next(sys.stdin, None)
-    if first is None:
+    return _from_stdin()
+
+
+def _from_stdin() -> list[str]:
+    """Read a text a line; the bytes are decoded as a file's are, whatever the terminal's encoding."""
+    from adapterlab.data.encodings import decode
+
+    content = sys.stdin.buffer.read()
+    if not content:
         raise ConfigError("nothing to predict: stdin is empty; pipe in a text a line.")
-    return (line.rstrip("\r\n") for line in itertools.chain([first], sys.stdin))
+    text, notes = decode(content, Path("stdin"), None)
+    for told in notes:
+        note(told)
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
 
 
 def _from_file(run: str, file: str, column: str | None) -> list[str]:
@@ -179,7 +189,6 @@ def _write(answers: Iterable[dict[str, Any]], stream: Any, form: Format) -> int:
 
 def _lines(answers: Iterable[dict[str, Any]], form: Format) -> Iterator[str]:
     import csv
-    import io
     import json
 
     for index, answer in enumerate(answers):

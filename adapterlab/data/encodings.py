@@ -33,7 +33,10 @@ def decode(content: bytes, path: Path, encoding: str | None) -> tuple[str, list[
         if content.startswith(mark):
             return decode(content, path, name)
     if b"\x00" in content[:65536]:
-        raise DataError(f"'{path}' holds NUL bytes: it is no text file, or UTF-16 (then set data.encoding=utf-16-le)")
+        raise DataError(
+            f"'{path}' holds NUL bytes: it is no text file, or UTF-16 (then save it as "
+            "UTF-8, or set data.encoding=utf-16-le)"
+        )
     try:
         return content.decode("utf-8-sig"), []
     except UnicodeDecodeError as error:
@@ -43,6 +46,6 @@ def decode(content: bytes, path: Path, encoding: str | None) -> tuple[str, list[
             text = content.decode(name)
         except UnicodeDecodeError:
             continue
-        note = f"{path.name} is not UTF-8 (line {line}); read as {name}. If texts look wrong, set data.encoding."
-        return text, [note]
+        note = f"{path.name} is not UTF-8 (line {line}); read as {name}."
+        return text, [f"{note} If texts look wrong, save it as UTF-8 or set data.encoding."]
     raise DataError(f"'{path}' can't be decoded; set data.encoding")  # not reached: Latin-1 knows all bytes

@@ -44,7 +44,7 @@ def parse_file(path: Path, encoding: str | None = None, *, drop_ragged: bool = F
     Args:
         path: the file.
         encoding: of a text file; None detects it.
-        drop_ragged: leave out rows with too many or too few fields, instead of refusing the file.
+        drop_ragged: leave out a CSV's or TSV's rows with too many or too few fields, instead of refusing the file.
 
     Raises:
         DataError: the file is empty, of an unknown kind, or not what its ending says.
@@ -67,7 +67,8 @@ def parse_file(path: Path, encoding: str | None = None, *, drop_ragged: bool = F
         parsed = _parse_parquet(content, path)
     else:
         text, notes = decode(content, path, encoding)
-        parsed = _PARSERS[kind](text, path, drop_ragged)
+        ragged = _WITH_FIELDS.get(kind)
+        parsed = ragged(text, path, drop_ragged) if ragged else _PARSERS[kind](text, path)
         parsed.notes[:0] = notes
     if not parsed.size:
         raise DataError(f"'{path}' holds no rows" + (", only the header" if kind in {".csv", ".tsv"} else ""))
@@ -91,7 +92,7 @@ def _parse_tsv(text: str, path: Path, drop_ragged: bool) -> Parsed:
     raw = len({line.count("\t") for line in lines}) == 1
     if raw:
         try:
-            quoted = _delimited(text, path, "\t", csv.QUOTE_MINIMAL, drop_ragged)
+            quoted = _delimited(text, path, "\t", csv.QUOTE_MINIMAL, drop_ragged=False)
         except DataError:
             quoted = None
         if quoted is not None and quoted.size == len(lines) - 1:
@@ -156,7 +157,7 @@ def _csv_rows(text: str, path: Path, delimiter: str, quoting: Any) -> Iterator[t
         csv.field_size_limit(limit)
 
 
-def _parse_jsonl(text: str, path: Path, drop_ragged: bool) -> Parsed:
+def _parse_jsonl(text: str, path: Path) -> Parsed:
     records, places = [], array("q")
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -172,12 +173,12 @@ def _parse_jsonl(text: str, path: Path, drop_ragged: bool) -> Parsed:
     return Parsed(_by_column(records), places)
 
 
-def _parse_json(text: str, path: Path, drop_ragged: bool) -> Parsed:
+def _parse_json(text: str, path: Path) -> Parsed:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            return _parse_jsonl(text, path, drop_ragged)  # an object a line, under the wrong ending
+            return _parse_jsonl(text, path)  # an object a line, under the wrong ending
         raise DataError(f"'{path}': no JSON: {error}") from error
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
@@ -198,7 +199,7 @@ def _whole(value: Any) -> Any:
     return value
 
 
-def _parse_txt(text: str, path: Path, drop_ragged: bool) -> Parsed:
+def _parse_txt(text: str, path: Path) -> Parsed:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
     return Parsed({"text": lines}, range(1, len(lines) + 1))
 
@@ -228,12 +229,11 @@ def named_classes(dataset: Any) -> Columns:
     return columns
 
 
-_PARSERS: dict[str, Callable[[str, Path, bool], Parsed]] = {
-    ".csv": _parse_csv,
-    ".tsv": _parse_tsv,
+_WITH_FIELDS: dict[str, Callable[[str, Path, bool], Parsed]] = {".csv": _parse_csv, ".tsv": _parse_tsv}
+_PARSERS: dict[str, Callable[[str, Path], Parsed]] = {
     ".jsonl": _parse_jsonl,
     ".ndjson": _parse_jsonl,
     ".json": _parse_json,
     ".txt": _parse_txt,
 }
-KNOWN = (*_PARSERS, ".parquet")
+KNOWN = (*_WITH_FIELDS, *_PARSERS, ".parquet")

@@ -58,7 +58,7 @@ def load_table(
     Args:
         address: see `adapterlab.addresses`.
         encoding: of text files; None detects it, and a note says what was found if it isn't UTF-8.
-        drop_ragged: leave out CSV rows with too many or too few fields, instead of refusing the file.
+        drop_ragged: leave out a CSV's or TSV's rows with too many or too few fields, instead of refusing the file.
         split: of a data set on the Hub whose address names none.
 
     Raises:

@@ -73,11 +73,13 @@ def check_task(draft: Draft) -> Problems:
             )
     best = draft.section("eval").get("best")
     measured = metrics or list(task.default_metrics)
-    if isinstance(best, str) and isinstance(measured, list) and _canonical(best) not in map(_canonical, measured):
-        near = did_you_mean(best, map(str, measured))
-        problems.append(
-            (("eval", "best"), f"'{best}' is not measured.{near} Measured: {', '.join(map(str, measured))}.")
-        )
+    if isinstance(best, str) and isinstance(measured, list):
+        known = [*measured, "loss"]  # the loss on the eval rows is always there
+        if _canonical(best) not in map(_canonical, known):
+            near = did_you_mean(best, map(str, known))
+            problems.append(
+                (("eval", "best"), f"'{best}' is not measured.{near} Measured: {', '.join(map(str, known))}.")
+            )
     return problems
 
 

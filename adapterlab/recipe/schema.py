@@ -156,7 +156,7 @@ class EvalSection(Section):
 
     every: int | None = Field(None, ge=1, description="Evaluate every so many steps. Default: after each epoch.")
     best: Text | None = Field(
-        None, description="Keep the state that is best by this metric. Default: the first metric."
+        None, description="Keep the state that is best by this metric, or by loss. Default: the first metric."
     )
     patience: int | None = Field(
         None, ge=1, description="Stop after so many evaluations without improvement. Default: never."

@@ -199,12 +199,6 @@ class Task(ABC):
         """Say which way is up."""
         return METRICS.get(metric).higher_is_better
 
-    @staticmethod
-    def prepare_tokenizer(tokenizer: Any) -> None:
-        """Give a tokenizer without a padding token (GPT-2's) its end-of-text token for that."""
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-
     def note(self, text: str) -> None:
         """Keep a note for the report, once."""
         if text not in self.notes:

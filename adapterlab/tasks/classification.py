@@ -97,7 +97,6 @@ class Classification(Task):
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
         """Tokenise in memory; a note says how many texts were cut."""
         self._need_labels()
-        self.prepare_tokenizer(tokenizer)
         limit = min(max_length, tokenizer.model_max_length)
         if limit < max_length:
             self.note(f"data.max_length={max_length} is more than the tokenizer's {limit} tokens; {limit} it is.")
@@ -135,7 +134,6 @@ class Classification(Task):
         """Pad to the longest text of the batch."""
         from transformers import DataCollatorWithPadding
 
-        self.prepare_tokenizer(tokenizer)
         return DataCollatorWithPadding(tokenizer)
 
     def compute_metrics(self, logits: Any, labels: Any) -> dict[str, float]:

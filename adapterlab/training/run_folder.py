@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +71,8 @@ class RunFolder:
             The checkpoint to go on from, or None to begin anew.
 
         Raises:
-            RunFolderError: the folder holds a run and nothing was said of it, or there is no such checkpoint.
+            RunFolderError: the folder holds a run and nothing was said of it, there is no such checkpoint, or it
+                is another run's.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"run.dir: '{self.path}' is a file; give another folder: run.dir=runs/other.")
@@ -79,6 +82,11 @@ class RunFolder:
                 raise RunFolderError(
                     f"--resume {resume}: that is no checkpoint (no trainer_state.json in it). "
                     f"{self._known_checkpoints()}"
+                )
+            if self.parts() and checkpoint.resolve().parent != self.checkpoints.resolve():
+                raise RunFolderError(
+                    f"--resume {resume}: run folder '{self.path}' holds another run. Write elsewhere: "
+                    f"run.dir={self.path}-2."
                 )
             return checkpoint
         if resume == "auto" and (last := self.last_checkpoint()):
@@ -93,8 +101,39 @@ class RunFolder:
             )
         return None
 
-    def clear(self) -> None:
-        """Delete the run that is here, and nothing else that is in the folder."""
+    @contextmanager
+    def begin(self) -> Iterator[None]:
+        """Make room for a new run. One that fails before its first checkpoint leaves what was there before.
+
+        Raises:
+            RunFolderError: the folder can't be written.
+        """
+        aside = self.path / ".replaced"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self.parts():
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir()
+            for part in self.parts():
+                part.rename(aside / part.name)
+        except OSError as error:
+            raise RunFolderError(f"run.dir: '{self.path}' can't be written: {error.strerror or error}.") from None
+        try:
+            yield
+        except BaseException:
+            if not self.last_checkpoint():
+                self._clear()
+                for part in aside.iterdir() if aside.is_dir() else ():
+                    part.rename(self.path / part.name)
+                if aside.is_dir():
+                    aside.rmdir()
+                elif not any(self.path.iterdir()):
+                    self.path.rmdir()
+            raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _clear(self) -> None:
         for part in self.parts():
             if part.is_dir():
                 shutil.rmtree(part)

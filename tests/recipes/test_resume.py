@@ -123,3 +123,50 @@ def test_two_processes_learn_what_one_learns(workshop, tmp_path, accumulate):
     assert len(two) == len(one) == 2
     assert two == pytest.approx(one, abs=0.15)
     assert (tmp_path / "runs/small/adapter/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("override", ["adapter.tinit=500", "data.train=nowhere.csv", "optim.lr=1e30"])
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_what_was_there(workshop, tmp_path, override):
+    recipe = {**workshop, "adapter": {"method": "adalora"}, "run": {"dir": str(tmp_path / "run")}}
+    with pytest.raises(adapterlab.AdapterLabError):
+        adapterlab.run(recipe, override)
+    assert not (tmp_path / "run").exists()
+    adapterlab.run(recipe, "optim.max_steps=4")
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(adapterlab.AdapterLabError):
+        adapterlab.run(recipe, override, replace=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == files
+
+
+def test_what_cannot_be_resumed(workshop, tmp_path):
+    recipe = {**workshop, "run": {"dir": str(tmp_path / "run")}}
+    adapterlab.run(recipe, "optim.max_steps=4")
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for overrides, message in (
+        (["adapter.r=4", "optim.max_steps=8"], "options: r was 8, is 4"),
+        (["adapter.method=bottleneck", "optim.max_steps=8"], "method: was 'lora', is 'bottleneck'"),
+        (["optim.max_steps=4"], "the run is complete"),
+    ):
+        with pytest.raises(adapterlab.AdapterLabError, match=message):
+            adapterlab.run(recipe, *overrides, resume="auto")
+    adapterlab.run({**recipe, "run": {"dir": str(tmp_path / "other")}}, "optim.max_steps=4")
+    with pytest.raises(adapterlab.AdapterLabError, match="holds another run"):
+        adapterlab.run(recipe, "optim.max_steps=8", resume=str(tmp_path / "other" / "checkpoints" / "checkpoint-4"))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == files
+    adapterlab.run(recipe, "optim.max_steps=8", resume="auto")
+
+
+def test_a_run_can_be_used_from_another_folder(workshop, tmp_path, monkeypatch):
+    from adapterlab.predicting import Predictor
+
+    recipe = {**workshop, "model": {"name": "bert"}, "run": {"dir": str(tmp_path / "run")}}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bert").symlink_to(workshop["model"]["name"])
+    adapterlab.run(recipe, "optim.max_steps=2")
+    monkeypatch.chdir("/")
+    assert next(Predictor(tmp_path / "run").predict(["good film"]))["label"] in ("neg", "pos")
+
+
+def test_a_run_folder_that_cannot_be_written(workshop):
+    with pytest.raises(adapterlab.AdapterLabError, match=r"run\.dir: '/proc/run' can't be written"):
+        adapterlab.run({**workshop, "run": {"dir": "/proc/run"}})

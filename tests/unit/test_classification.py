@@ -11,6 +11,7 @@ from datasets import Dataset
 from adapterlab.addresses import resolve
 from adapterlab.data import Splits
 from adapterlab.errors import AdapterLabError, ConfigError, DataError
+from adapterlab.pretrained import load_tokenizer
 from adapterlab.recipe.schema import DataSection, TaskSection
 from adapterlab.tasks import METRICS, Classification, Task, compute
 
@@ -162,10 +163,13 @@ def test_collator_pads_to_the_longest_of_the_batch(tokenizer):
     assert batch["labels"].tolist() == [0, 1]
 
 
-def test_a_tokenizer_without_padding_token_pads_with_the_end_token(padless):
+def test_a_tokenizer_without_padding_token_pads_with_the_end_token(padless, tmp_path):
+    padless.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    tokenizer = load_tokenizer(str(tmp_path))
     task = fitted("neg", "pos")
     data = Dataset.from_dict({"text": ["text", "text 0 1"], "label": ["neg", "pos"]})
-    batch = task.collator(padless)(list(task.encode(data, padless, 128)))
+    batch = task.collator(tokenizer)(list(task.encode(data, tokenizer, 128)))
     assert batch["input_ids"].tolist() == [[1, 0, 0], [1, 2, 3]]
     assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
 

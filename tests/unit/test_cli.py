@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -24,7 +25,7 @@ VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 HEAVY = ("torch", "transformers", "datasets", "peft", "sklearn", "matplotlib", "pandas", "numpy", "yaml")
 
 
-def call(*arguments: str, stdin: str | None = None) -> Any:
+def call(*arguments: str, stdin: str | bytes | None = None) -> Any:
     """Run the command line in this process."""
     return CliRunner().invoke(app, list(arguments), input=stdin, prog_name="adapterlab")
 
@@ -118,6 +119,31 @@ def test_an_error_is_one_message_on_stderr_and_exit_code_2(here: Path) -> None:
     assert "override adapter.r:" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["cp", "quickstart", "/proc/x.yaml"],
+        ["cp", "quickstart", "x" * 300],
+        ["show", "x" * 300],
+        ["validate", "x" * 300],
+        ["train", "x" * 300],
+        ["train", "quickstart", "--resume", "x" * 300],
+    ],
+)
+def test_what_the_system_refuses_is_one_line(here: Path, arguments: list[str]) -> None:
+    said = told(*arguments)
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    command = f"{shlex.quote(sys.executable)} -m adapterlab ls > /dev/full"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, env=_environment(), check=False)
+    assert result.returncode == 2
+    assert result.stderr == "error: No space left on device.\n"
+
+
 def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -198,6 +224,21 @@ def test_env_tells_versions_processor_and_precision() -> None:
     assert str(catalog.folder()) in output.replace("\n", "")
 
 
+def test_env_tells_versions_where_torch_is_broken() -> None:
+    code = (
+        "import sys; from adapterlab.cli import main\n"
+        "sys.modules['torch'] = None  # what imports it fails\n"
+        "sys.argv[1:] = ['env']\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
+    assert result.returncode == 0, result.stderr
+    assert "torch fails" in result.stdout
+    assert re.search(r"(?m)^transformers +\d", result.stdout)
+    assert "recipes" in result.stdout
+
+
 # --- a tiny run, end to end
 
 WORDS = ["good", "great", "fine", "lovely", "bad", "awful", "poor", "nasty", "the", "film", "was", "truly", "a"]
@@ -275,6 +316,13 @@ def test_eval_prints_the_metrics(workshop: Path) -> None:
     assert "64" in result.stdout
 
 
+def test_eval_names_a_label_that_the_run_does_not_know(workshop: Path) -> None:
+    Path("other.csv").write_text("review,stars\ngood film,yes\nfine film,maybe\n")
+    said = told("eval", "runs/tiny", "--data", "other.csv")
+    assert "maybe" in said
+    assert "'no', 'yes'" in said
+
+
 def test_predict_texts_prints_a_table(workshop: Path) -> None:
     result = call("predict", "runs/tiny", "a truly lovely film", "the film was [awful]")
     assert result.exit_code == 0, result.output
@@ -289,6 +337,15 @@ def test_predict_stdin_writes_jsonl(workshop: Path) -> None:
     for answer in answers:
         assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert answer["score"] == answer["probabilities"][answer["label"]] == max(answer["probabilities"].values())
+
+
+def test_predict_decodes_stdin_as_it_does_files(workshop: Path) -> None:
+    result = call("predict", "runs/tiny", stdin=b"\xff bad\r\n\nfine\n")
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["ÿ bad", "", "fine"]
+    assert "note: stdin is not UTF-8 (line 1); read as cp1252." in result.stderr
+    result = call("predict", "runs/tiny", stdin="é\n".encode("utf-16"))
+    assert json.loads(result.stdout)["text"] == "é"
 
 
 def test_predict_reads_the_recipes_column_and_writes_csv(workshop: Path) -> None:
@@ -353,8 +410,17 @@ def test_show_tells_what_a_run_and_an_adapter_hold(workshop: Path) -> None:
     assert "no, yes" in facts
     assert "r=4" in facts
     assert "parameters in" in facts
+    assert re.search(r"tensors, [1-9][\d.]* kB", facts)
     assert output.endswith(facts)
     assert "Did you mean 'runs/tiny'?" in told("show", "runs/tny")
+
+
+def test_show_looks_for_the_files_that_save_writes() -> None:
+    from adapterlab import adapter_folder
+    from adapterlab.cli import show
+
+    for name in ("CONFIG", "WEIGHTS", "EXTRA"):
+        assert getattr(show, name) == getattr(adapter_folder, name)
 
 
 def test_show_tells_of_a_run_that_has_not_ended_and_of_damage(workshop: Path, tmp_path: Path) -> None:

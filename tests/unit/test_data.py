@@ -257,6 +257,15 @@ def test_bad_rows_are_refused_with_their_lines_or_dropped(tmp_path):
     assert any("2 of 23 rows dropped" in note for note in made.notes)
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "ndjson", "json"])
+def test_dropping_bad_rows_reads_formats_without_fields_alike(tmp_path, ending):
+    records = [{"text": f"review {i}", "label": "np"[i % 2]} for i in range(20)]
+    lines = "\n".join(map(json.dumps, [*records, {"text": "no label"}]))
+    made = splits(write(tmp_path / f"a.{ending}", lines), bad_rows="drop")
+    assert sum(made.sizes.values()) == 20
+    assert any("1 of 21 rows dropped" in note for note in made.notes)
+
+
 def test_rows_of_a_wrong_width_can_be_dropped_too(tmp_path):
     made = splits(write(tmp_path / "a.csv", reviews(20) + "too,many,fields\n"), bad_rows="drop")
     assert sum(made.sizes.values()) == 20

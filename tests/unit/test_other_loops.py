@@ -137,15 +137,42 @@ def test_adalora_in_a_plain_loop_wants_to_know_its_length(tiny, train):
     assert sum(int((values != 0).sum()) for values in singular_values) == 2 * len(singular_values)
 
 
-def test_adalora_orthogonality_counts_in_training_only(tiny, batch):
-    model = adapterlab.attach(tiny("bert"), "adalora", total_step=10, dropout=0.0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_adalora_keeps_its_vectors_orthogonal_whoever_computes_the_loss(tiny, batch, weight):
+    model = adapterlab.attach(tiny("bert"), "adalora", target_r=3, total_step=60, orth_reg_weight=weight)
     with adapterlab.disabled(model):
         plain = model.eval()(**batch).loss
     torch.testing.assert_close(model.eval()(**batch).loss, plain)
-    assert model.train()(**batch).loss > plain + 0.1
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+    model.train()
+    for _ in range(60):
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        torch.nn.functional.cross_entropy(logits, batch["labels"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    off = [
+        torch.linalg.norm(q @ q.T - torch.eye(len(q))).item()
+        for name, q in model.named_parameters() if ".lora_A." in name
+    ]  # fmt: skip
+    assert (max(off) < 0.5) == (weight > 0)
+
+
+def test_adalora_gradient_of_the_orthogonality_term(tiny):
+    """The closed form against autograd's gradient of gamma times the mean norm over all P and Q."""
+    model = adapterlab.attach(tiny("bert"), "adalora", target_r=2, total_step=9, orth_reg_weight=0.3)
+    from conftest import randomize
+
+    randomize(model)
+    pq = [p for name, p in model.named_parameters() if ".lora_A." in name or ".lora_B." in name]
+    norms = [torch.linalg.norm((w @ w.T if w.shape[0] < w.shape[1] else w.T @ w) - torch.eye(min(w.shape))) for w in pq]
+    expected = torch.autograd.grad(0.3 * torch.stack(norms).mean(), pq)
+    optimizer = torch.optim.SGD(pq, lr=0.0)
+    for p in pq:
+        p.grad = torch.zeros_like(p)
+    model.train()(input_ids=torch.ones(1, 4, dtype=torch.long))
+    optimizer.step()
+    for p, gradient in zip(pq, expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
 
 
 def test_a_schedule_that_cannot_fit(tiny):
@@ -163,3 +190,30 @@ def test_autocast_and_bf16_backbones(tiny, batch):
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 model(**batch).loss.backward()
             assert all(p.grad is not None for p in model.parameters() if p.requires_grad), method
+
+
+def test_adalora_keeps_its_budget_when_an_early_state_was_best(tiny, rows, tmp_path):
+    model = adapterlab.attach(tiny("bert"), "adalora", target_r=2, init_r=5)
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer_for(model, rows, tmp_path, **options).train()
+    singular_values = [p for name, p in model.named_parameters() if ".lora_E." in name]
+    assert sum(int((values != 0).sum()) for values in singular_values) <= 2 * len(singular_values)
+
+
+def test_several_active_adapters_resume_and_come_back(tiny, rows, tmp_path):
+    def build():
+        transformers.set_seed(7)
+        model = adapterlab.attach(tiny("bert"), "lora", "a")
+        adapterlab.attach(model, "bottleneck", "b")
+        return adapterlab.activate(model, ["a", "b"])
+
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    whole = build()
+    trainer = trainer_for(whole, rows, tmp_path, **options)
+    trainer.train()
+    losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(max(losses), rel=1e-4)
+    assert (tmp_path / "checkpoint-6" / "b" / "adapter_config.json").is_file()
+    resumed = build()
+    trainer_for(resumed, rows, tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+    assert all(torch.equal(whole.state_dict()[name], tensor) for name, tensor in resumed.state_dict().items())

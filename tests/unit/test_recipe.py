@@ -224,7 +224,7 @@ def test_every_problem_is_told_at_once_with_its_line_and_key(recipe_file: Path) 
         ("data.labels=[a, a]", "override data.labels: names a label twice; got ['a', 'a']."),
         ("model.name=", "override model.name: must be text, got nothing."),
         ("version=2", "override version: must be 1, got 2."),
-        ("eval.best=mcc", "override eval.best: 'mcc' is not measured. Measured: f1, accuracy."),
+        ("eval.best=mcc", "override eval.best: 'mcc' is not measured. Measured: f1, accuracy, loss."),
         ("data.train.x=1", "override data.train.x: 'train' is the value 'train.csv', not a section."),
         ("optim.lr", "override 'optim.lr': write it as key=value, for example optim.lr=1e-4."),
         ("data.columns={a: b, a: c}", "override data.columns: a given twice (first on line 1); keep one of them."),
@@ -232,6 +232,11 @@ def test_every_problem_is_told_at_once_with_its_line_and_key(recipe_file: Path) 
 )
 def test_wrong_values_are_worded_for_their_author(recipe_file: Path, override: str, told: str) -> None:
     assert told in problems(recipe_file, override)
+
+
+def test_the_best_state_may_be_the_one_with_the_least_loss(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, ["eval.best=loss"]).eval.best == "loss"
+    assert "Did you mean 'loss'?" in problems(recipe_file, "eval.best=los")[0]
 
 
 def test_shares_that_leave_no_training_rows_are_refused(recipe_file: Path) -> None:
