@@ -11,15 +11,15 @@ from peft.tuners.adalora import AdaLoraLayer
 from pydantic import AliasChoices, Field, model_validator
 from torch import nn
 
-from adapterlab.adapters.base import MethodConfig, register_method
+from adapterlab.adapters.base import register_method
 from adapterlab.adapters.rank_budget import RankBudget
-from adapterlab.adapters.targets import Layers, Targets, plain
-from adapterlab.adapters.tuner import TunerMethod
+from adapterlab.adapters.targets import plain
+from adapterlab.adapters.tuner import TunerConfig, TunerMethod
 from adapterlab.backbones import Backbone
 from adapterlab.errors import AdapterError, ConfigError
 
 
-class AdaLoraConfig(MethodConfig):
+class AdaLoraConfig(TunerConfig):
     """Options of AdaLoRA. The paper's names; steps are optimizer steps."""
 
     target_r: int = Field(
@@ -29,27 +29,6 @@ class AdaLoraConfig(MethodConfig):
         description="average rank at the end, b(T) per matrix",
     )
     init_r: int | None = Field(None, ge=1, description="rank at the start; 1.5 x target_r if left out")
-    alpha: float = Field(
-        16,
-        gt=0,
-        validation_alias=AliasChoices("alpha", "lora_alpha"),
-        description="scaling is alpha / init_r",
-    )
-    dropout: float = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        validation_alias=AliasChoices("dropout", "lora_dropout"),
-        description="dropout on P's input",
-    )
-    target_modules: Targets = Field(
-        "all-linear", description="'all-linear' (every linear in the layers) or a list of name endings"
-    )
-    layers: Layers = Field(
-        None,
-        validation_alias=AliasChoices("layers", "layers_to_transform"),
-        description="indices of the layers to adapt, negative from the top; all if left out",
-    )
     total_step: int | None = Field(
         None, ge=1, description="T, steps of the whole run; the Trainer fills it in, your own loop gives it"
     )

@@ -205,7 +205,10 @@ def _problem(method: str, known: list[str], item: Any) -> str:
 
 def _options(config: type[MethodConfig]) -> list[OptionInfo]:
     found = []
-    own_first = sorted(config.model_fields.items(), key=lambda item: item[0] in MethodConfig.model_fields)
+    everybodys = MethodConfig.model_fields
+    own_first = sorted(
+        config.model_fields.items(), key=lambda item: (item[0] in everybodys, item[0] not in config.__annotations__)
+    )
     for name, field in own_first:
         choices = getattr(field.validation_alias, "choices", [])
         aliases = tuple(str(choice) for choice in choices if choice != name)

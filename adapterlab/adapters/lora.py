@@ -9,9 +9,8 @@ import peft
 from peft.tuners.lora import LoraLayer
 from pydantic import AliasChoices, BeforeValidator, Field
 
-from adapterlab.adapters.base import MethodConfig, register_method
-from adapterlab.adapters.targets import Layers, Targets
-from adapterlab.adapters.tuner import TunerMethod
+from adapterlab.adapters.base import register_method
+from adapterlab.adapters.tuner import TunerConfig, TunerMethod
 from adapterlab.errors import ConfigError, did_you_mean
 
 # Fields of peft's adapter_config.json that change the forward pass in ways this method doesn't have.
@@ -25,31 +24,10 @@ def _read_init(value: Any) -> Any:
     return "default" if value is True else value
 
 
-class LoraConfig(MethodConfig):
+class LoraConfig(TunerConfig):
     """Options of LoRA."""
 
     r: int = Field(8, ge=1, description="rank of the update BA")
-    alpha: float = Field(
-        16,
-        gt=0,
-        validation_alias=AliasChoices("alpha", "lora_alpha"),
-        description="the update is scaled by alpha / r",
-    )
-    dropout: float = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        validation_alias=AliasChoices("dropout", "lora_dropout"),
-        description="dropout on A's input",
-    )
-    target_modules: Targets = Field(
-        "all-linear", description="'all-linear' (every linear in the layers) or a list of name endings"
-    )
-    layers: Layers = Field(
-        None,
-        validation_alias=AliasChoices("layers", "layers_to_transform"),
-        description="indices of the layers to adapt, negative from the top; all if left out",
-    )
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) (Kalajdzievski 2023)")
     init: Annotated[Literal["default", "gaussian", "orthogonal"], BeforeValidator(_read_init)] = Field(
         "default",

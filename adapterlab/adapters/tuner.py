@@ -8,12 +8,39 @@ from typing import Any
 
 import peft
 from peft.tuners.tuners_utils import BaseTunerLayer
+from pydantic import AliasChoices, Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from adapterlab.adapters.base import Method
-from adapterlab.adapters.targets import find_targets, name_endings, plain
+from adapterlab.adapters.base import Method, MethodConfig
+from adapterlab.adapters.targets import Layers, Targets, find_targets, name_endings, plain
 from adapterlab.backbones import Backbone
+
+
+class TunerConfig(MethodConfig):
+    """Options that low-rank methods share."""
+
+    alpha: float = Field(
+        16,
+        gt=0,
+        validation_alias=AliasChoices("alpha", "lora_alpha"),
+        description="the update is scaled by alpha / r (AdaLoRA: alpha / init_r)",
+    )
+    dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        validation_alias=AliasChoices("dropout", "lora_dropout"),
+        description="dropout on the update's input",
+    )
+    target_modules: Targets = Field(
+        "all-linear", description="'all-linear' (every linear in the layers) or a list of name endings"
+    )
+    layers: Layers = Field(
+        None,
+        validation_alias=AliasChoices("layers", "layers_to_transform"),
+        description="indices of the layers to adapt, negative from the top; all if left out",
+    )
 
 
 class TunerMethod(Method):

@@ -112,7 +112,7 @@ def test_methods_lists_every_method():
         ("lroa", {}, "unknown method 'lroa'. Did you mean 'lora'\\?.*adalora, adapter, bottleneck, lora, prefix"),
         ("lora", {"rank": 8}, "rank: method 'lora' has no such option.*Known:.* r,"),
         ("lora", {"alpa": 8}, "Did you mean 'alpha'"),
-        ("lora", {"r": 0, "dropout": 1.5}, "(?s)r: .*dropout: "),
+        ("lora", {"r": 0, "dropout": 1.5}, "(?s)dropout: .*r: "),
         ("lora", {"r": 4, "target_modules": ["qery"]}, "'qery'.*Did you mean 'query'"),
         ("lora", {"layers": [0, 7]}, "layers \\[7\\] do not exist.*2 layers, 0 to 1"),
         ("adalora", {"target_r": 8, "init_r": 4}, "init_r \\(4\\) is below target_r \\(8\\)"),
