@@ -115,7 +115,7 @@ def run(
     recipe = load_recipe(recipe, overrides)
     console = Console(quiet=not _speaks(), stderr=True)
     folder = RunFolder(Path(str(recipe.run.dir)))
-    checkpoint = folder.admit(resume, replace)
+    checkpoint = folder.admit(resume, replace, refuses=_speaks())
     with quiet():
         prepared = _prepare(recipe, console)
         _announce(prepared, folder, checkpoint, console)

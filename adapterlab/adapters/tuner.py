@@ -83,7 +83,9 @@ class TunerMethod(Method):
         """Delete the adapter; a wrapper that holds no other gives its linear back."""
         model.__dict__.pop("peft_config", None)
         for path, layer in self.layers(model).items():
-            layer.delete_adapter(name)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of which adapter becomes active: `activate` says so next
+                layer.delete_adapter(name)
             if not layer._all_available_adapter_names():
                 parent, _, child = path.rpartition(".")
                 setattr(model.get_submodule(parent), child, layer.base_layer)

@@ -60,12 +60,14 @@ class RunFolder:
         found = [(int(match[1]), path) for path in self._entries() if (match := _CHECKPOINT.fullmatch(path.name))]
         return max(found)[1] if found else None
 
-    def admit(self, resume: str, replace: bool) -> Path | None:
+    def admit(self, resume: str, replace: bool, *, refuses: bool = True) -> Path | None:
         """Decide how to begin, before anything is touched.
 
         Args:
             resume: "never", "auto" (go on if there is a checkpoint) or a checkpoint's path.
             replace: whether a run that is here may be deleted.
+            refuses: whether this process minds a run that is here. Of several processes only one does: the others
+                may look when that one has begun to write.
 
         Returns:
             The checkpoint to go on from, or None to begin anew.
@@ -83,7 +85,7 @@ class RunFolder:
                     f"--resume {resume}: that is no checkpoint (no trainer_state.json in it). "
                     f"{self._known_checkpoints()}"
                 )
-            if self.parts() and checkpoint.resolve().parent != self.checkpoints.resolve():
+            if refuses and self.parts() and checkpoint.resolve().parent != self.checkpoints.resolve():
                 raise RunFolderError(
                     f"--resume {resume}: run folder '{self.path}' holds another run. Write elsewhere: "
                     f"run.dir={self.path}-2."
@@ -92,7 +94,7 @@ class RunFolder:
         if resume == "auto" and (last := self.last_checkpoint()):
             return last
         begun_only = resume == "auto" and not self.adapter.exists()  # stopped before its first checkpoint
-        if self.parts() and not replace and not begun_only:
+        if refuses and self.parts() and not replace and not begun_only:
             held = ", ".join(part.name for part in self.parts())
             go_on = "go on with it (--resume auto), " if self.last_checkpoint() else ""
             raise RunFolderError(
