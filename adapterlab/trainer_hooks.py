@@ -142,6 +142,8 @@ def _trained_by(optimizer: torch.optim.Optimizer) -> Iterator[tuple[nn.Module, G
     for model in list(_in_training):
         guests = guests_of(model)
         for guest in [guests.adapters[name] for name in guests.active] if guests else ():
+            if not guest.method.acts_on_steps():
+                continue
             first = next(iter(guest.method.parameters(model, guest.name).values()), None)
             if first is not None and id(first) in optimized:
                 yield model, guest

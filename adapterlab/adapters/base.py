@@ -95,6 +95,11 @@ class Method(ABC):
     def on_train_step(self, model: nn.Module, name: str, config: Any) -> None:  # noqa: B027
         """Called after each optimizer step that touched the adapter, before gradients are cleared."""
 
+    def acts_on_steps(self) -> bool:
+        """Whether the method does anything around optimizer steps: most don't, and then nothing is looked up."""
+        cls = type(self)
+        return cls.before_step is not Method.before_step or cls.on_train_step is not Method.on_train_step
+
     def on_train_end(self, model: nn.Module, name: str, config: Any) -> None:  # noqa: B027
         """Called when a Trainer has ended, with the best state loaded if it was to be."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -53,9 +54,9 @@ class TunerMethod(Method):
     layer_class: type[BaseTunerLayer]
     rewires_layers = False
 
+    @abstractmethod
     def peft_config(self, config: Any) -> peft.PeftConfig:
-        """Return peft's config for `config`, but for what `shared` adds."""
-        raise NotImplementedError
+        """Return peft's config for `config`, but for the targets, which `inject` finds."""
 
     def inject(self, model: nn.Module, backbone: Backbone, name: str, config: Any) -> None:
         """Wrap the target modules, or add to wrappers that other adapters put there."""
