@@ -44,6 +44,7 @@ class Method(ABC):
     marker: ClassVar[str]
     rewires_layers: ClassVar[bool] = True  # whether it hooks into layers, so that they can't be trained in full as well
     key_prefix: ClassVar[str] = "base_model.model."  # what peft puts before a path in the file
+    merges: ClassVar[bool] = False  # whether `merge` can fold an adapter into the backbone's weights
     name: str = ""  # set by the registry
 
     @abstractmethod
@@ -57,6 +58,17 @@ class Method(ABC):
     @abstractmethod
     def activate(self, model: nn.Module, names: list[str]) -> None:
         """Let just these adapters of this method take part in forward."""
+
+    def merge(self, model: nn.Module, name: str, config: Any) -> None:
+        """Fold the active adapter into the backbone's weights, computing in fp32; `remove` is called next.
+
+        Only called where `merges` is true. It may raise before it has changed anything.
+        """
+        raise NotImplementedError(f"{type(self).__name__} says that it merges and has no merge")
+
+    def report(self, model: nn.Module, name: str, config: Any) -> str | None:
+        """Return a line for the run's report on what became of the adapter in training, if there is something to say."""
+        return None
 
     def parameters(self, model: nn.Module, name: str) -> dict[str, nn.Parameter]:
         """Return the adapter's trainable parameters by their path in the model."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import peft
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import AliasChoices, Field
 from torch import nn
@@ -53,6 +54,7 @@ class TunerMethod(Method):
 
     layer_class: type[BaseTunerLayer]
     rewires_layers = False
+    merges = True
 
     @abstractmethod
     def peft_config(self, config: Any) -> peft.PeftConfig:
@@ -96,6 +98,25 @@ class TunerMethod(Method):
         for layer in self.layers(model).values():
             layer.set_adapter(names)
             layer._disable_adapters = not names
+
+    def merge(self, model: nn.Module, name: str, config: Any) -> None:
+        """Add the updates to the linears' weights, in fp32; on failure every weight is put back."""
+        before: list[tuple[nn.Parameter, torch.Tensor]] = []
+        try:
+            for layer in self.layers(model).values():
+                if name not in layer._all_available_adapter_names():
+                    continue
+                own = list(layer.get_base_layer().parameters(recurse=False))
+                before += [(parameter, parameter.data) for parameter in own]
+                for parameter in own:  # a copy even of fp32: peft changes some weights in place
+                    parameter.data = parameter.data.to(torch.float32, copy=True)
+                layer.merge(safe_merge=True, adapter_names=[name])
+                for parameter, data in before[-len(own) :]:
+                    parameter.data = parameter.data.to(data.dtype)
+        except Exception:
+            for parameter, data in before:
+                parameter.data = data
+            raise
 
     def to_peft(self, model: nn.Module, backbone: Backbone, name: str, config: Any) -> dict[str, Any]:
         """Return peft's own fields."""
