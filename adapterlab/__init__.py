@@ -22,6 +22,8 @@ _HOMES = {
     "register_method": "adapterlab.adapters",
     "save": "adapterlab.adapter_folder",
     "load": "adapterlab.loading",
+    "merge": "adapterlab.merging",
+    "combine": "adapterlab.combining",
     "set_total_step": "adapterlab.trainer_hooks",
     "run": "adapterlab.pipeline",
     "RunResult": "adapterlab.pipeline",
@@ -34,9 +36,11 @@ __all__ = [
     "Summary",
     "activate",
     "attach",
+    "combine",
     "detach",
     "disabled",
     "load",
+    "merge",
     "methods",
     "register_method",
     "run",
@@ -50,7 +54,9 @@ if TYPE_CHECKING:
     from adapterlab.adapters import MethodInfo, methods, register_method
     from adapterlab.attaching import Summary, activate, attach, detach, disabled, summary
     from adapterlab.errors import AdapterLabError
+    from adapterlab.combining import combine
     from adapterlab.loading import load
+    from adapterlab.merging import merge
     from adapterlab.pipeline import RunResult, run
     from adapterlab.trainer_hooks import set_total_step
 

@@ -167,6 +167,7 @@ def _extra(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, Any]:
         "method": guest.method_name,
         "options": guest.config.model_dump(mode="json"),
         "architecture": type(model).__name__,
+        "fingerprint": guests.fingerprint,
         "heads": sorted(guest.heads),
         "labels": {str(index): label for index, label in labels.items()} if guest.heads else {},
     } | guest.about

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,19 +17,29 @@ from adapterlab import trainer_hooks
 from adapterlab.adapters import METHODS, MethodConfig, parse_config
 from adapterlab.backbones import describe
 from adapterlab.errors import AdapterError, BackboneError, ConfigError
+from adapterlab.fingerprint import fingerprint
 from adapterlab.guests import Guest, Guests, guests_of, keep_guests, need_guests
-from adapterlab.heads import adopt_heads, labels_of, place_heads
+from adapterlab.heads import adopt_heads, labels_of, place_heads, read_labels
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def attach(model: M, method: str | MethodConfig | dict[str, Any], name: str = "default", **options: Any) -> M:
+def attach(
+    model: M,
+    method: str | MethodConfig | dict[str, Any],
+    name: str = "default",
+    *,
+    labels: Sequence[str] | int | None = None,
+    **options: Any,
+) -> M:
     """Put an adapter into a pretrained model, in place, and freeze everything but adapter and head.
 
     Args:
         model: any transformers model, with or without a task head.
         method: a name from `adapterlab.methods()`, a method's config, or a dict with `method` and options.
         name: what to call the adapter; it becomes the active one.
+        labels: label names, or their number, if the adapter's head shall not have the model's: adapters for
+            different tasks can share a model.
         options: the method's options, by the paper's or peft's names.
 
     Returns:
@@ -45,14 +55,14 @@ def attach(model: M, method: str | MethodConfig | dict[str, Any], name: str = "d
         >>> adapterlab.attach(model, "lora", r=8)
     """
     method_name, config = _read_method(method, options)
+    own_labels = read_labels(labels)
     guests = _admit(model, name)
     guest = Guest(name, method_name, config)
     before = list(guests.active)
     try:
         already_there = set(model.modules())
-        adopt_heads(model, guests, guest)
+        adopt_heads(model, guests, guest, own_labels)
         guest.method.inject(model, guests.backbone, name, config)
-        guest.labels = dict(guests.labels_before) if guest.heads else {}
         guests.adapters[name] = guest
         for module in set(model.modules()) - already_there:
             module.training = model.training
@@ -211,7 +221,9 @@ def _admit(model: nn.Module, name: str) -> Guests:
         )
     backbone = describe(model)
     trainable = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
-    guests = Guests(backbone, trainable, labels_of(model), next(model.parameters()).dtype)
+    problem_type = getattr(model.config, "problem_type", None)
+    guests = Guests(backbone, trainable, labels_of(model), problem_type, next(model.parameters()).dtype)
+    guests.fingerprint = fingerprint(model, backbone)
     keep_guests(model, guests)
     trainer_hooks.install(model)
     model.__dict__["save_pretrained"] = types.MethodType(trainer_hooks.save_pretrained, model)
@@ -223,6 +235,7 @@ def _switch(model: nn.Module, guests: Guests, names: list[str]) -> None:
     for name in guests.active[-1:]:  # its labels may have been renamed in the model's config meanwhile
         if name in guests.adapters and guests.adapters[name].heads:
             guests.adapters[name].labels = labels_of(model)
+            guests.adapters[name].problem_type = getattr(model.config, "problem_type", None)
     guests.active = list(names)
     for method in {guest.method for guest in guests.adapters.values()}:
         method.activate(model, [name for name in names if guests.adapters[name].method is method])

@@ -24,6 +24,7 @@ class Guest:
     config: Any
     heads: dict[str, nn.Module] = field(default_factory=dict)  # its own copies of the trained modules, by path
     labels: dict[int, str] = field(default_factory=dict)
+    problem_type: str | None = None  # transformers keeps in the config which loss the number of labels asked for
     about: dict[str, Any] = field(default_factory=dict)  # what a run adds to adapterlab.json: task, backbone, ...
 
     @property
@@ -45,7 +46,9 @@ class Guests:
     backbone: Backbone
     trainable_before: set[str]
     labels_before: dict[int, str]
+    problem_type_before: str | None
     dtype_before: torch.dtype
+    fingerprint: dict[str, Any] | None = None  # of the backbone, as it was before the first adapter
     heads_before: dict[str, nn.Module] = field(default_factory=dict)
     adapters: dict[str, Guest] = field(default_factory=dict)
     active: list[str] = field(default_factory=list)

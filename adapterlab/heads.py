@@ -1,28 +1,98 @@
-"""The task's own modules: each adapter trains a copy, and the model's original waits aside."""
+"""The task's own modules: each adapter trains a copy, of a size of its own if need be; the original waits aside."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from adapterlab.errors import BackboneError, did_you_mean
+from adapterlab.backbones import Backbone, join
+from adapterlab.errors import BackboneError, ConfigError, did_you_mean
 from adapterlab.guests import Guest, Guests
 
 
-def adopt_heads(model: nn.Module, guests: Guests, guest: Guest) -> None:
+def adopt_heads(model: nn.Module, guests: Guests, guest: Guest, labels: Sequence[str] | None = None) -> None:
     """Give the adapter its own copy, in fp32, of each module that it trains in full, as it was before any adapter.
 
+    Args:
+        labels: names for a head of another size: its last linear is made anew for them.
+
     Raises:
-        BackboneError: a name in modules_to_save matches nothing, or what it matches can't be trained in full.
+        BackboneError: a name in modules_to_save matches nothing, or what it matches can't be trained in full;
+            labels are given and no head has an output for each label.
     """
+    output = None if labels is None else label_output(model, guests.backbone, guests)
+    if labels is not None and output is None:
+        raise BackboneError(
+            f"labels: this {type(model).__name__} has no classification head with an output for each label. "
+            "Load the backbone with one, e.g. AutoModelForSequenceClassification, or leave labels out."
+        )
     for path in _paths(model, guests, guest):
         original = guests.heads_before.setdefault(path, model.get_submodule(path))
         head = copy.deepcopy(original).float()
+        if labels is not None and output is not None and f"{output}.".startswith(f"{path}."):
+            head = _with_outputs(head, output[len(path) + 1 :], len(labels), model)
         head.register_forward_pre_hook(_read_in_own_dtype)
         guest.heads[path] = head
+    guest.labels = dict(guests.labels_before) if guest.heads else {}
+    guest.problem_type = guests.problem_type_before
+    if labels is not None and list(guest.labels.values()) != list(labels):
+        guest.labels = dict(enumerate(labels))
+        guest.problem_type = None  # transformers finds it anew from the number of labels
+
+
+def read_labels(labels: Any) -> list[str] | None:
+    """Check `attach(..., labels=...)`: names, or how many.
+
+    Raises:
+        ConfigError: neither, or a name is there twice.
+    """
+    if labels is None:
+        return None
+    if isinstance(labels, int) and not isinstance(labels, bool) and labels > 0:
+        return [f"LABEL_{index}" for index in range(labels)]
+    names = list(labels) if isinstance(labels, list | tuple) else []
+    if not names or not all(isinstance(label, str) for label in names) or len(set(names)) < len(names):
+        raise ConfigError(
+            f"labels: a list of different names, or how many there are, is needed, and {labels!r} was given. "
+            "For example labels=['negative', 'positive']."
+        )
+    return names
+
+
+def label_output(model: nn.Module, backbone: Backbone, guests: Guests | None = None) -> str | None:
+    """Return the path of the linear with an output for each label of the model's own head, if it classifies."""
+    count = len(guests.labels_before if guests else labels_of(model))
+    if "Classification" not in type(model).__name__:
+        return None
+    waiting = guests.heads_before if guests else {}
+    found = [
+        join(path, name)
+        for path in backbone.heads
+        for name, module in waiting.get(path, model.get_submodule(path)).named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == count
+    ]
+    return found[-1] if found else None
+
+
+def _with_outputs(head: nn.Module, path: str, count: int, model: nn.Module) -> nn.Module:
+    """Return the head with a fresh linear of `count` outputs at `path` ("" is the head itself)."""
+    old: Any = head.get_submodule(path)
+    if old.out_features == count:
+        return head
+    new = nn.Linear(old.in_features, count, bias=old.bias is not None, device=old.weight.device)
+    config: Any = model.config
+    nn.init.normal_(new.weight, std=getattr(config, "initializer_range", 0.02))
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
+    if not path:
+        return new
+    owner, _, child = path.rpartition(".")
+    setattr(head.get_submodule(owner), child, new)
+    return head
 
 
 def place_heads(model: nn.Module, guests: Guests, guest: Guest | None) -> None:
@@ -42,6 +112,8 @@ def place_heads(model: nn.Module, guests: Guests, guest: Guest | None) -> None:
     labels = guest.labels if guest else guests.labels_before
     if labels and labels_of(model) != labels:
         set_labels(model, labels)
+    config: Any = model.config
+    config.problem_type = guest.problem_type if guest else guests.problem_type_before
 
 
 def set_labels(model: nn.Module, labels: dict[int, str]) -> None:
@@ -57,8 +129,8 @@ def _paths(model: nn.Module, guests: Guests, guest: Guest) -> list[str]:
     """Return the paths of the modules to train in full: the heads, and those asked for by name ending."""
     paths = list(guests.backbone.heads)
     rewired = [*guests.backbone.layers] if guest.method.rewires_layers else []
-    if rewired and guests.backbone.anatomy is not None:
-        rewired.append(guests.backbone.positions())
+    if rewired and (positions := guests.backbone.positions()) is not None:
+        rewired.append(positions)
     for ending in guest.config.modules_to_save:
         found = [name for name, _ in model.named_modules() if name == ending or name.endswith("." + ending)]
         if not found:

@@ -14,28 +14,40 @@ from adapterlab.adapters import METHODS, Method
 from adapterlab.adapters.targets import ALL_LINEAR
 from adapterlab.addresses import why_offline
 from adapterlab.attaching import activate, attach, detach
+from adapterlab.backbones import describe
 from adapterlab.errors import AdapterError, AdapterFolderError, AdapterLabError
+from adapterlab.fingerprint import fingerprint, in_words, same
 from adapterlab.guests import guests_of, need_guests
-from adapterlab.heads import are_named, labels_of, set_labels
+from adapterlab.heads import are_named, label_output, labels_of, set_labels
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def load(model: M, source: str | Path, name: str | None = None, revision: str | None = None) -> M:
+def load(
+    model: M,
+    source: str | Path,
+    name: str | None = None,
+    revision: str | None = None,
+    *,
+    allow_mismatch: bool = False,
+) -> M:
     """Put a saved adapter, with its head and label names, into a model.
 
     Args:
-        model: the backbone that the adapter was trained on, with the same task head.
+        model: the backbone that the adapter was trained on, with the same kind of head; the number of labels is
+            the adapter's own.
         source: a folder that `save`, a run or peft wrote, or a Hub id.
         name: what to call it in the model; "default" if left out.
         revision: branch, tag or commit on the Hub.
+        allow_mismatch: load it though the backbone's weights are not those it was trained on: your word that
+            they fit, e.g. after further pretraining.
 
     Returns:
         The same model, with the adapter active.
 
     Raises:
-        AdapterFolderError: not an adapter, or it doesn't fit: every tensor that is missing, unexpected or of
-            another shape is named, as are other label names.
+        AdapterFolderError: not an adapter, or one for another backbone, or it doesn't fit: every tensor that is
+            missing, unexpected, of another shape or not finite is named.
         AdapterError: the model has an adapter of that name.
     """
     files = read(local_folder(source, revision))
@@ -47,9 +59,12 @@ def load(model: M, source: str | Path, name: str | None = None, revision: str | 
     guests = guests_of(model)
     if guests is not None and name in guests.adapters:
         raise AdapterError(f"the model has an adapter '{name}' already; load this one with name='...'.")
+    if not allow_mismatch:
+        _check_backbone(model, files)
     before = list(guests.active) if guests is not None else []
     try:
-        attach(model, method.name, name, **_options(method, files))
+        options, labels = _options(method, files), _labels(model, files)
+        attach(model, method.name, name, labels=labels, **options)
         _fill(model, method, files, name)
     except Exception as error:  # whatever a stranger's file leads to, the model must be as it was
         guests = guests_of(model)
@@ -124,16 +139,32 @@ def _check_kind(model: nn.Module, files: AdapterFiles) -> None:
             f"the adapter in '{files.folder}' was trained on a {theirs} and doesn't fit this {ours}: "
             "its head would be given something else to read. Load the backbone with the class it was trained with."
         )
+
+
+def _check_backbone(model: nn.Module, files: AdapterFiles) -> None:
     guests = guests_of(model)
-    labels, known = files.labels, guests.labels_before if guests else labels_of(model)
-    if not labels or not known:
+    theirs, ours = files.extra.get("fingerprint"), guests.fingerprint if guests else fingerprint(model, describe(model))
+    if not isinstance(theirs, dict) or ours is None or same(theirs, ours):
         return
-    if len(labels) != len(known) or (are_named(known) and are_named(labels) and known != labels):
-        raise AdapterFolderError(
-            f"the adapter in '{files.folder}' knows the labels {list(labels.values())}, and the model has "
-            f"{list(known.values())}. Build the model with num_labels={len(labels)} and those names: "
-            f"from_pretrained(..., num_labels={len(labels)}, id2label={labels})."
-        )
+    address = files.fields.get("base_model_name_or_path") or "a backbone without a name"
+    mine = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    raise AdapterFolderError(
+        f"the adapter in '{files.folder}' was trained on {address} ({in_words(theirs)}), and this model is {mine} "
+        f"({in_words(ours)}): on other weights it means nothing. Load the backbone that it was trained on; "
+        "if you know that it fits, load(..., allow_mismatch=True)."
+    )
+
+
+def _labels(model: nn.Module, files: AdapterFiles) -> list[str] | None:
+    """Return the adapter's label names where its head isn't of the model's size."""
+    guests = guests_of(model)
+    known = guests.labels_before if guests else labels_of(model)
+    labels = list(files.labels.values())
+    if not labels and not files.extra:  # peft's folder names no labels: the head's size tells how many there are
+        output = label_output(model, guests.backbone if guests else describe(model), guests)
+        rows = [len(t) for key, t in files.tensors.items() if output is not None and key == f"{output}.weight"]
+        labels = [f"LABEL_{index}" for index in range(rows[0])] if rows else []
+    return labels if labels and len(labels) != len(known) else None
 
 
 def _fill(model: nn.Module, method: Method, files: AdapterFiles, name: str) -> None:

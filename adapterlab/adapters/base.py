@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from adapterlab.backbones import Backbone
-from adapterlab.errors import ConfigError, did_you_mean
+from adapterlab.errors import AdapterError, ConfigError, did_you_mean
 from adapterlab.registry import Registry
 
 
@@ -62,12 +62,26 @@ class Method(ABC):
     def merge(self, model: nn.Module, name: str, config: Any) -> None:
         """Fold the active adapter into the backbone's weights, computing in fp32; `remove` is called next.
 
-        Only called where `merges` is true. It may raise before it has changed anything.
+        Only called where `merges` is true. Give parameters new `data` rather than change it in place: if it raises,
+        the caller puts the old data back.
         """
         raise NotImplementedError(f"{type(self).__name__} says that it merges and has no merge")
 
+    def combine(
+        self, model: nn.Module, parts: dict[str, tuple[Any, float]], how: str, r: int | None
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Return options and state of a new adapter: the weighted sum of `parts`, config and weight by name.
+
+        Raises:
+            AdapterError: adapters of this method have no sum.
+        """
+        raise AdapterError(
+            f"adapters of method '{self.name}' have no weighted sum. Activate several at once, "
+            f"activate(model, {list(parts)}), or train with lora."
+        )
+
     def report(self, model: nn.Module, name: str, config: Any) -> str | None:
-        """Return a line for the run's report on what became of the adapter in training, if there is something to say."""
+        """Return a line for the run's report on what training made of the adapter, if there is something to say."""
         return None
 
     def parameters(self, model: nn.Module, name: str) -> dict[str, nn.Parameter]:

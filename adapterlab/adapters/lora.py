@@ -10,6 +10,8 @@ from peft.tuners.lora import LoraLayer
 from pydantic import AliasChoices, BeforeValidator, Field
 
 from adapterlab.adapters.base import register_method
+from adapterlab.adapters.lora_algebra import combined
+from adapterlab.adapters.targets import plain
 from adapterlab.adapters.tuner import TunerConfig, TunerMethod
 from adapterlab.errors import ConfigError, did_you_mean
 
@@ -98,3 +100,32 @@ class Lora(TunerMethod):
             "rank_pattern": fields.get("rank_pattern") or {},
             "alpha_pattern": fields.get("alpha_pattern") or {},
         }
+
+    def combine(
+        self, model: Any, parts: dict[str, tuple[Any, float]], how: str, r: int | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the weighted sum of LoRAs as the options and state of a new one.
+
+        Raises:
+            ConfigError: one of them is more than a sum of matrices (DoRA, trained biases).
+        """
+        for name, (config, _) in parts.items():
+            more = [
+                key
+                for key in ("use_dora", "lora_bias", "bias")
+                if getattr(config, key, None) not in (None, False, "none")
+            ]
+            if more:
+                raise ConfigError(f"adapter '{name}' has {more[0]}, which has no weighted sum; merge it instead.")
+        layers = {plain(path): layer for path, layer in self.layers(model).items()}
+        state, rank = combined(layers, {name: weight for name, (_, weight) in parts.items()}, how, r)
+        first = next(iter(parts.values()))[0]
+        saved = sorted({ending for config, _ in parts.values() for ending in config.modules_to_save})
+        targets = sorted({key.split(".lora_")[0] for key in state})
+        return {
+            "r": rank,
+            "alpha": rank,
+            "dropout": first.dropout,
+            "target_modules": targets,
+            "modules_to_save": saved,
+        }, state

@@ -100,23 +100,19 @@ class TunerMethod(Method):
             layer._disable_adapters = not names
 
     def merge(self, model: nn.Module, name: str, config: Any) -> None:
-        """Add the updates to the linears' weights, in fp32; on failure every weight is put back."""
-        before: list[tuple[nn.Parameter, torch.Tensor]] = []
-        try:
-            for layer in self.layers(model).values():
-                if name not in layer._all_available_adapter_names():
-                    continue
-                own = list(layer.get_base_layer().parameters(recurse=False))
-                before += [(parameter, parameter.data) for parameter in own]
-                for parameter in own:  # a copy even of fp32: peft changes some weights in place
+        """Add the updates to the linears' weights, in fp32."""
+        for layer in self.layers(model).values():
+            if name not in layer._all_available_adapter_names():
+                continue
+            own = [(parameter, parameter.dtype) for parameter in layer.get_base_layer().parameters(recurse=False)]
+            try:
+                for parameter, _ in own:  # a copy even of fp32: peft changes some weights in place
                     parameter.data = parameter.data.to(torch.float32, copy=True)
                 layer.merge(safe_merge=True, adapter_names=[name])
-                for parameter, data in before[-len(own) :]:
-                    parameter.data = parameter.data.to(data.dtype)
-        except Exception:
-            for parameter, data in before:
-                parameter.data = data
-            raise
+            finally:
+                layer.merged_adapters.clear()  # the wrapper goes next, or the caller undoes it all
+                for parameter, dtype in own:
+                    parameter.data = parameter.data.to(dtype)
 
     def to_peft(self, model: nn.Module, backbone: Backbone, name: str, config: Any) -> dict[str, Any]:
         """Return peft's own fields."""

@@ -156,11 +156,11 @@ def saved(tiny, tmp_path):
     return adapterlab.save(model, tmp_path / "adapter")
 
 
-def refused(model, source, match):
+def refused(model, source, match, **options):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     labels = dict(model.config.id2label)
     with pytest.raises(adapterlab.AdapterLabError, match=match):
-        adapterlab.load(model, source)
+        adapterlab.load(model, source, **options)
     assert model.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert model.config.id2label == labels
@@ -177,26 +177,16 @@ def test_an_adapter_of_another_shape(tiny, saved):
 
     config = CONFIGS["bert"]()
     config.hidden_size = 64
-    refused(T.BertForSequenceClassification(config), saved, r"(?s)other shape: .*lora_A.* 32\] in the file and .* 64\]")
+    refused(T.BertForSequenceClassification(config), saved, r"bert, 2 layers of 32, weights .*bert, 2 layers of 64")
+    shapes = r"(?s)other shape: .*lora_A.* 32\] in the file and .* 64\]"
+    refused(T.BertForSequenceClassification(config), saved, shapes, allow_mismatch=True)
     edit(saved, "adapter_config.json", r=8)
     refused(tiny("bert"), saved, "other shape")
 
 
 def test_an_adapter_for_another_architecture(tiny, saved):
-    refused(tiny("gpt2"), saved, "match no linear module|doesn't fit")
+    refused(tiny("gpt2"), saved, "trained on a BertForSequenceClassification and doesn't fit this GPT2")
     refused(tiny("bert").bert, saved, "doesn't fit this BertModel")
-
-
-def test_an_adapter_with_other_labels(tiny, saved):
-    model = tiny("bert")
-    model.config.id2label = {0: "no", 1: "maybe", 2: "yes"}
-    refused(model, saved, r"knows the labels \['bad', 'so-so', 'good'\], and the model has \['no', 'maybe', 'yes'\]")
-    two = transformers.BertForSequenceClassification(
-        transformers.BertConfig(
-            **{**CONFIGS["bert"]().to_dict(), "id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
-        )
-    )
-    refused(two, saved, "num_labels=3")
 
 
 def test_an_adapter_of_a_method_we_do_not_have(tiny, saved):

@@ -67,17 +67,72 @@ def test_two_adapters_side_by_side(tiny, logits):
     assert torch.equal(logits(model), backbone)
 
 
-def test_heads_of_different_sizes(tiny, logits, tmp_path):
-    five = tiny("bert")
-    five.classifier = torch.nn.Linear(32, 5)
-    five.num_labels = 5
-    five.config.id2label = {i: f"topic {i}" for i in range(5)}
-    adapterlab.attach(five, "lora")
-    randomize(five)
-    assert logits(five).shape == (4, 5)
-    twin = copy.deepcopy(five)
-    adapterlab.detach(twin)
-    assert twin.config.id2label[4] == "topic 4"
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "gpt2"])
+def test_heads_of_different_sizes(tiny, batch, logits, train, tmp_path, architecture):
+    model = tiny(architecture)
+    backbone = logits(model)
+    adapterlab.attach(model, "lora", "topics", labels=["law", "art", "war", "sea", "sky"])
+    train(model, steps=3, labels=torch.tensor([4, 3, 2, 0]))
+    adapterlab.attach(model, "prefix", "rating", labels=1)
+    train(model, steps=3, labels=torch.tensor([0.5, -1.0, 2.0, 0.0]))
+    assert model.config.problem_type == "regression"
+    rating = logits(model)
+    adapterlab.activate(model, "topics")
+    assert model.config.id2label[4] == "sky"
+    topics = logits(model)
+    assert (topics.shape, rating.shape, backbone.shape) == ((4, 5), (4, 1), (4, 3))
+    train(model, steps=1, labels=torch.tensor([4, 3, 2, 0]))
+    topics = logits(model)
+    with adapterlab.disabled(model):
+        assert torch.equal(logits(model), backbone)
+        assert model(**batch).logits.shape == (4, 3)
+    for name in ("topics", "rating"):
+        adapterlab.save(model, tmp_path / name, name)
+    host = tiny(architecture)
+    adapterlab.load(host, tmp_path / "rating", "rating")
+    adapterlab.load(host, tmp_path / "topics", "topics")
+    assert torch.equal(logits(host), topics)
+    adapterlab.activate(host, "rating")
+    assert torch.equal(logits(host), rating)
+    adapterlab.detach(model)
+    assert torch.equal(logits(model), backbone)
+    assert (model.config.num_labels, model.num_labels, model.config.problem_type) == (3, 3, None)
+
+
+def test_a_head_of_another_size_that_peft_saved(tiny, logits, tmp_path):
+    import peft
+
+    theirs = tiny("bert")
+    theirs.classifier = torch.nn.Linear(32, 5)
+    theirs.num_labels = 5
+    config = peft.LoraConfig(target_modules=["query"], modules_to_save=["classifier"])
+    theirs = peft.get_peft_model(theirs, config)
+    theirs.save_pretrained(tmp_path)
+    model = adapterlab.load(tiny("bert"), tmp_path)
+    torch.testing.assert_close(logits(model), logits(theirs))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a", "a"], "a list of different names, or how many there are"),
+        (0, "a list of different names"),
+        ("ab", "a list of different names"),
+        ([], "a list of different names"),
+    ],
+)
+def test_labels_that_cannot_be(tiny, labels, message):
+    model = tiny("bert")
+    with pytest.raises(adapterlab.AdapterLabError, match=message):
+        adapterlab.attach(model, "lora", labels=labels)
+    assert adapterlab.summary(model).adapters == ()
+
+
+def test_labels_without_a_head_for_them(tiny):
+    for model in (tiny("bert", "MaskedLM"), tiny("bert").bert):
+        with pytest.raises(adapterlab.AdapterLabError, match="no classification head with an output for each label"):
+            adapterlab.attach(model, "lora", labels=["a", "b"])
+        assert adapterlab.summary(model).adapters == ()
 
 
 def test_activation_switches_labels_back(tiny):
