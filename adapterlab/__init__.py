@@ -24,6 +24,7 @@ _HOMES = {
     "load": "adapterlab.loading",
     "merge": "adapterlab.merging",
     "combine": "adapterlab.combining",
+    "convert": "adapterlab.converting",
     "set_total_step": "adapterlab.trainer_hooks",
     "run": "adapterlab.pipeline",
     "RunResult": "adapterlab.pipeline",
@@ -37,6 +38,7 @@ __all__ = [
     "activate",
     "attach",
     "combine",
+    "convert",
     "detach",
     "disabled",
     "load",
@@ -53,8 +55,9 @@ if TYPE_CHECKING:
     from adapterlab.adapter_folder import save
     from adapterlab.adapters import MethodInfo, methods, register_method
     from adapterlab.attaching import Summary, activate, attach, detach, disabled, summary
-    from adapterlab.errors import AdapterLabError
     from adapterlab.combining import combine
+    from adapterlab.converting import convert
+    from adapterlab.errors import AdapterLabError
     from adapterlab.loading import load
     from adapterlab.merging import merge
     from adapterlab.pipeline import RunResult, run

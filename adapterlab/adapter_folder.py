@@ -86,7 +86,8 @@ def save(model: nn.Module, folder: str | Path, name: str | None = None) -> Path:
     staging = Path(tempfile.mkdtemp(prefix=".tmp-adapter-", dir=folder))
     try:
         prefix = guest.method.key_prefix
-        prefixed = {key if key in BARE else prefix + key: tensor.contiguous().cpu() for key, tensor in tensors.items()}
+        bare = (*BARE, "base_model.")  # the latter: what all of a peft tuner's layers share
+        prefixed = {k if k.startswith(bare) else prefix + k: t.contiguous().cpu() for k, t in tensors.items()}
         save_file(prefixed, staging / WEIGHTS, metadata={"format": "pt"})
         _write_json(staging / EXTRA, _extra(model, guests, guest))
         _write_json(staging / CONFIG, _peft_fields(model, guests, guest))
@@ -148,6 +149,8 @@ def _peft_fields(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, An
     config: Any = model.config
     fields = guest.method.to_peft(model, guests.backbone, guest.name, guest.config)
     task = next((t for ending, t in _TASK_TYPES.items() if type(model).__name__.endswith(ending)), None)
+    if model.base_model is model:
+        task = "FEATURE_EXTRACTION"  # without a type peft ignores prompts
     fields |= {
         "peft_type": guest.method.peft_type,
         "task_type": task,

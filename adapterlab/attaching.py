@@ -19,7 +19,7 @@ from adapterlab.backbones import describe
 from adapterlab.errors import AdapterError, BackboneError, ConfigError
 from adapterlab.fingerprint import fingerprint
 from adapterlab.guests import Guest, Guests, guests_of, keep_guests, need_guests
-from adapterlab.heads import adopt_heads, labels_of, place_heads, read_labels
+from adapterlab.heads import adopt_heads, check_apart, labels_of, place_heads, read_labels
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -63,6 +63,7 @@ def attach(
         already_there = set(model.modules())
         adopt_heads(model, guests, guest, own_labels)
         guest.method.inject(model, guests.backbone, name, config)
+        check_apart(model, guests, guest)
         guests.adapters[name] = guest
         for module in set(model.modules()) - already_there:
             module.training = model.training
@@ -113,7 +114,12 @@ def activate(model: M, names: str | list[str] | None) -> M:
     chosen = [] if names is None else [names] if isinstance(names, str) else list(dict.fromkeys(names))
     for name in chosen:
         guests.pick(name, "activate")
-    _switch(model, guests, chosen)
+    before = list(guests.active)
+    try:
+        _switch(model, guests, chosen)
+    except AdapterError:  # of a method that can't have several active
+        _switch(model, guests, before)
+        raise
     return model
 
 
@@ -202,7 +208,7 @@ def _read_method(method: str | MethodConfig | dict[str, Any], options: dict[str,
 
 def _admit(model: nn.Module, name: str) -> Guests:
     """Return the model's guest list, made if this is the first; refuse what can't become a host."""
-    if isinstance(name, str) and hasattr(nn.ModuleDict(), name):
+    if isinstance(name, str) and (hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name)):
         raise AdapterError(f"name '{name}' is one that torch uses for modules; choose another, e.g. '{name}-1'.")
     if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)):
         raise AdapterError(f"name '{name}': letters, digits, '_' and '-' only, since it becomes part of a module path.")

@@ -1,98 +1,25 @@
-"""What we know of each architecture: where its layers, attention, FFN, positions and heads are.
+"""Read a model: where its layers, attention, FFN, positions and heads are.
 
-`describe(model)` gives a `Backbone` of dotted paths. An architecture without an entry in `_KNOWN` is read by
+`describe(model)` gives a `Backbone` of dotted paths. An architecture that `anatomies.py` doesn't know is read by
 shape: its layers are the outermost lists of equal blocks, its linears whatever linear modules they hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from adapterlab.anatomies import KNOWN, Anatomy, anatomies
 from adapterlab.errors import BackboneError
 
 LINEAR = (nn.Linear, Conv1D)
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """Names inside one layer, relative to it. `None`: this architecture has no such module.
-
-    A sublayer's output before the residual sum is s, its residual r. In post-norm layers (BERT) the norm reads
-    s + r; in pre-norm layers (GPT-2, Llama) the norm reads r.
-    """
-
-    layers: str  # the list of layers, relative to the base model
-    attention: str  # the module that computes attention (it calls transformers' attention interface)
-    attention_out: str  # its output is s of the attention sublayer
-    attention_norm: str
-    ffn_in: str  # its input is what the FFN reads
-    ffn_out: str  # its output is s of the FFN sublayer
-    ffn_norm: str
-    post_norm: bool
-    positions: str  # the module that turns position ids into embeddings or rotations
-
-
-_BERT = Anatomy(
-    layers="encoder.layer",
-    attention="attention.self",
-    attention_out="attention.output.dropout",
-    attention_norm="attention.output.LayerNorm",
-    ffn_in="intermediate",
-    ffn_out="output.dropout",
-    ffn_norm="output.LayerNorm",
-    post_norm=True,
-    positions="embeddings.position_embeddings",
-)
-_LLAMA = Anatomy(
-    layers="layers",
-    attention="self_attn",
-    attention_out="self_attn",
-    attention_norm="input_layernorm",
-    ffn_in="mlp",
-    ffn_out="mlp",
-    ffn_norm="post_attention_layernorm",
-    post_norm=False,
-    positions="rotary_emb",
-)
-_KNOWN: dict[str, Anatomy] = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "camembert": _BERT,
-    "electra": _BERT,
-    "distilbert": Anatomy(
-        layers="transformer.layer",
-        attention="attention",
-        attention_out="attention",
-        attention_norm="sa_layer_norm",
-        ffn_in="ffn",
-        ffn_out="ffn",
-        ffn_norm="output_layer_norm",
-        post_norm=True,
-        positions="embeddings.position_embeddings",
-    ),
-    "gpt2": Anatomy(
-        layers="h",
-        attention="attn",
-        attention_out="attn",
-        attention_norm="ln_1",
-        ffn_in="mlp",
-        ffn_out="mlp",
-        ffn_norm="ln_2",
-        post_norm=False,
-        positions="wpe",
-    ),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-}
+# Classes whose head is a pretrained language-model head, in one module or several: it isn't the task's.
+_LANGUAGE_MODELS = ("MaskedLM", "CausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 class Found(NamedTuple):
@@ -104,13 +31,17 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Backbone:
-    """One model, described. Paths are dotted, from the model that `describe` was given."""
+    """One model, described. Paths are dotted, from the model that `describe` was given.
+
+    An encoder-decoder's layers are the encoder's and then the decoder's. Where layers share their weights (ALBERT),
+    `layers` are those that there are, not how often they run.
+    """
 
     model_type: str
     base: str  # path of the model without its head; "" when there is no head
     layers: tuple[str, ...]
     heads: tuple[str, ...]  # modules that belong to the task, trained and saved with an adapter
-    anatomy: Anatomy | None  # None: read by shape, only layers and linears are known
+    anatomies: tuple[Anatomy, ...]  # of each layer; empty: read by shape, only layers and linears are known
 
     def linears(self, model: nn.Module, layers: list[int] | None = None) -> Iterator[Found]:
         """Yield the linear modules inside the layers (all, or those with the given indices)."""
@@ -120,44 +51,56 @@ class Backbone:
                     if isinstance(module, LINEAR):
                         yield Found(join(layer, name), module)
 
-    def at(self, layer: int, part: str) -> str:
-        """Return the path of one part of a layer's anatomy, e.g. `at(0, "ffn_norm")`."""
-        return f"{self.layers[layer]}.{getattr(self.known(), part)}"
-
-    def positions(self) -> str:
-        """Return the path of the module that reads position ids."""
-        return join(self.base, self.known().positions)
-
-    def known(self) -> Anatomy:
-        """Return the anatomy.
+    def anatomy(self, layer: int = 0) -> Anatomy:
+        """Return a layer's anatomy.
 
         Raises:
             BackboneError: the architecture isn't one we know the inside of.
         """
-        if self.anatomy is None:
-            raise BackboneError(
-                f"this method must know where attention and FFN meet their residuals, and architecture "
-                f"'{self.model_type}' is not among those described: {', '.join(sorted(_KNOWN))}. "
-                "Use 'lora' or 'adalora', which need only the linear layers."
+        if not self.anatomies:
+            unknown = (
+                "is built otherwise here than in transformers"
+                if self.model_type in KNOWN
+                else f"is not among those described: {', '.join(sorted(KNOWN))}"
             )
-        return self.anatomy
+            raise BackboneError(
+                "this method must know where attention and FFN meet their residuals, and architecture "
+                f"'{self.model_type}' {unknown}. "
+                "Use 'lora' or 'adalora', which need only the linear layers, or 'bottleneck' with variant 'pfeiffer', "
+                "which stands behind whole layers."
+            )
+        return self.anatomies[layer]
 
-    def pick_layers(self, wanted: list[int] | None) -> list[int]:
-        """Return the layer indices to use; negative ones count from the top.
+    def at(self, layer: int, part: str) -> str:
+        """Return the path of one part of a layer's anatomy, e.g. `at(0, "ffn_out")`."""
+        return f"{self.layers[layer]}.{getattr(self.anatomy(layer), part)}"
+
+    def positions(self) -> str | None:
+        """Return the path of the module that reads position ids, if there is one that we know."""
+        name = self.anatomies[0].positions if self.anatomies else None
+        return None if name is None else join(self.base, name)
+
+    def pick_layers(self, wanted: list[int] | None, leave_out: list[int] | None = None) -> list[int]:
+        """Return the layer indices to use: `wanted` (all, if None) without `leave_out`. Negatives count from the top.
 
         Raises:
-            BackboneError: a layer doesn't exist.
+            BackboneError: a layer doesn't exist, or none is left.
         """
         count = len(self.layers)
-        if wanted is None:
-            return list(range(count))
-        outside = [index for index in wanted if not -count <= index < count]
-        if outside:
-            raise BackboneError(
-                f"layers {outside} do not exist: this {self.model_type} has {count} layers, 0 to {count - 1} "
-                f"(or -1 to -{count}, from the top)."
-            )
-        return sorted({index % count for index in wanted})
+        for option, indices in (("layers", wanted), ("leave_out: layers", leave_out)):
+            outside = [index for index in indices or [] if not -count <= index < count]
+            if outside:
+                sides = list(dict.fromkeys(anatomy.layers.split(".")[0] for anatomy in self.anatomies))
+                order = f", {sides[0]}'s before {sides[1]}'s" if len(sides) > 1 else ""
+                raise BackboneError(
+                    f"{option} {outside} do not exist: this {self.model_type} has {count} layers, 0 to {count - 1} "
+                    f"(or -1 to -{count}, from the top){order}."
+                )
+        left_out = {index % count for index in leave_out or []}
+        picked = sorted({index % count for index in (range(count) if wanted is None else wanted)} - left_out)
+        if not picked:
+            raise BackboneError(f"leave_out: {leave_out} leaves no layer to adapt; leave out fewer.")
+        return picked
 
 
 def describe(model: nn.Module) -> Backbone:
@@ -172,10 +115,18 @@ def describe(model: nn.Module) -> Backbone:
         raise BackboneError(f"a transformers model is needed, and this is {given}.{hint}")
     model_type = str(getattr(model.config, "model_type", type(model).__name__))
     base = next((name for name, module in model.named_modules() if module is model.base_model), "")
-    anatomy = _KNOWN.get(model_type)
-    lists = [join(base, anatomy.layers)] if anatomy else _layer_lists(model)
-    layers = [join(path, name) for path in lists for name, _ in model.get_submodule(path).named_children()]
-    return Backbone(model_type, base, tuple(layers), tuple(_heads(model, base)), anatomy)
+    stacks = [
+        (layer, anatomy)
+        for anatomy in anatomies(model_type, model.config)
+        for layer in _children(model, join(base, anatomy.layers))
+    ]
+    layers = [layer for layer, _ in stacks]
+    # a class of somebody else's, or of another transformers, may go by the same model_type
+    paths = {path for path, _ in model.named_modules(remove_duplicate=False)}
+    if not stacks or not all(_parts(base, layer, anatomy) <= paths for layer, anatomy in stacks):
+        layers, stacks = [layer for path in _layer_lists(model) for layer in _children(model, path)], []
+    heads = tuple(_heads(model, base, layers))
+    return Backbone(model_type, base, tuple(layers), heads, tuple(anatomy for _, anatomy in stacks))
 
 
 def join(*parts: str) -> str:
@@ -191,15 +142,50 @@ def head_geometry(config: Any) -> tuple[int, int]:
     return int(getattr(text, "num_key_value_heads", None) or heads), int(size)
 
 
-def _heads(model: PreTrainedModel, base: str) -> Iterator[str]:
+def hidden_size(config: Any) -> int:
+    """Return the width of the hidden states from a transformers config.
+
+    Raises:
+        BackboneError: it doesn't say.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    size = getattr(text, "hidden_size", None)
+    if not isinstance(size, int):
+        raise BackboneError(
+            f"{type(config).__name__} has no hidden_size, so the width of this model's layers isn't known. Give its "
+            "config class an attribute_map, as transformers' configs have: {'hidden_size': 'your_name_for_it'}."
+        )
+    return size
+
+
+def _heads(model: PreTrainedModel, base: str, layers: list[str]) -> Iterator[str]:
     """Top-level modules beside the base model that have weights, but not the pretrained language-model head."""
-    if not base:
+    if type(model).__name__.endswith(_LANGUAGE_MODELS):
         return
-    output = model.get_output_embeddings()
+    if not base and "QuestionAnswering" not in type(model).__name__:
+        return  # a bare model; only T5 for question answering has its stacks and its head side by side
+    frozen = [model.get_input_embeddings(), model.get_output_embeddings()]
     for name, module in model.named_children():
-        is_language_head = output is not None and any(part is output for part in module.modules())
-        if name != base.split(".")[0] and not is_language_head and any(True for _ in module.parameters()):
+        is_base = name == base.split(".")[0] or any(layer.startswith(name + ".") for layer in layers)
+        is_embedding = any(part is given for part in module.modules() for given in frozen)
+        if not is_base and not is_embedding and any(True for _ in module.parameters()):
             yield name
+
+
+def _children(model: nn.Module, pattern: str) -> list[str]:
+    """Paths of the children of the module at `pattern`, where `*` is any child; none where there is no such module."""
+    paths = [""]
+    for part in [*pattern.split("."), "*"]:
+        owners = {path: model.get_submodule(path) for path in paths}
+        paths = [join(path, n) for path, owner in owners.items() for n, _ in owner.named_children() if part in (n, "*")]
+    return paths
+
+
+def _parts(base: str, layer: str, anatomy: Anatomy) -> set[str]:
+    """Paths of all modules that an anatomy names."""
+    own = {getattr(anatomy, field.name) for field in fields(Anatomy) if field.name.startswith(("attention", "ffn"))}
+    positions = {join(base, anatomy.positions)} if anatomy.positions else set()
+    return positions | {join(layer, name) for name in own - {None}}
 
 
 def _layer_lists(model: nn.Module) -> list[str]:

@@ -54,8 +54,10 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     >>> did_you_mean("lroa", ["lora", "prefix"])
     " Did you mean 'lora'?"
     """
-    by_lower = {name.lower(): name for name in allowed}
-    nearest = difflib.get_close_matches(str(given).lower(), list(by_lower), n=1, cutoff=0.6)
+    by_lower, wrong = {name.lower(): name for name in allowed}, str(given).lower()
+    nearest = difflib.get_close_matches(wrong, list(by_lower), n=3, cutoff=0.6)
+    # of names as near, the one with the same letters: 'lroa' is 'lora', not 'road'
+    nearest.sort(key=lambda name: sorted(name) != sorted(wrong))
     return f" Did you mean '{by_lower[nearest[0]]}'?" if nearest else ""
 
 

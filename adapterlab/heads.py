@@ -44,6 +44,23 @@ def adopt_heads(model: nn.Module, guests: Guests, guest: Guest, labels: Sequence
         guest.problem_type = None  # transformers finds it anew from the number of labels
 
 
+def check_apart(model: nn.Module, guests: Guests, guest: Guest) -> None:
+    """Refuse an adapter whose parts lie inside a module that one adapter trains in full, or the other way round.
+
+    Raises:
+        BackboneError: the module is swapped when adapters are switched, and the parts would go with it.
+    """
+    everybody = [*guests.adapters.values(), guest]
+    for path in {path for one in everybody for path in one.heads}:
+        for one in everybody:
+            inside = next((p for p in one.method.parameters(model, one.name) if p.startswith(path + ".")), None)
+            if inside is not None:
+                raise BackboneError(
+                    f"adapter '{one.name}' has '{inside}' inside '{path}', which an adapter trains in full "
+                    "(modules_to_save, or a head). Leave the module out of one of them."
+                )
+
+
 def read_labels(labels: Any) -> list[str] | None:
     """Check `attach(..., labels=...)`: names, or how many.
 

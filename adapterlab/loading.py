@@ -53,7 +53,8 @@ def load(
     files = read(local_folder(source, revision))
     method = _method_of(files)
     prefix = method.key_prefix
-    files = replace(files, tensors={key.removeprefix(prefix): tensor for key, tensor in files.tensors.items()})
+    tensors = {key.removeprefix(prefix): tensor for key, tensor in files.tensors.items()}
+    files = replace(files, tensors={k: t for k, t in tensors.items() if not method.is_ballast(model, k, t)})
     _check_kind(model, files)
     name = name or "default"
     guests = guests_of(model)
@@ -171,7 +172,7 @@ def _fill(model: nn.Module, method: Method, files: AdapterFiles, name: str) -> N
     guests = need_guests(model)
     guest = guests.adapters[name]
     method.adopt(model, name, files.fields)
-    if not files.extra:  # peft may have trained no head: then the model's own is the right one
+    if not files.extra.get("heads"):  # none was trained with it: then the model's own is the right one
         for path in [path for path in guest.heads if not any(key.startswith(path + ".") for key in files.tensors)]:
             del guest.heads[path]
         activate(model, name)

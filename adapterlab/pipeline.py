@@ -198,6 +198,9 @@ def _train_and_report(
     if not trainer.is_world_process_zero():
         return None
     save(model, folder.adapter)
+    guest = need_guests(model).adapters["default"]
+    if became := guest.method.report(model, guest.name, guest.config):
+        prepared.notes.append(became)
     with console.status("measuring the untouched backbone"):
         frozen = _probe(prepared, split)
     result = RunResult(
@@ -217,6 +220,8 @@ def _train_and_report(
     _report(prepared, folder, result, task.details(output.predictions, output.label_ids))
     console.print(final_table(result.rows, task.metrics, split=split))
     console.print(f"[dim]untouched backbone: {_PROBE}[/dim]", highlight=False, soft_wrap=True)
+    if became:
+        console.print(became, highlight=False, soft_wrap=True, markup=False)
     for name, path in (("report", folder.report), ("picture", folder.picture)):
         if path.exists():
             console.print(f"{name}: {path}", highlight=False, soft_wrap=True, markup=False)

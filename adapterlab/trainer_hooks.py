@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from transformers import TrainerCallback, trainer
 
 from adapterlab.adapter_folder import save
-from adapterlab.errors import AdapterError
+from adapterlab.errors import AdapterError, ConfigError
 from adapterlab.guests import Guest, guests_of, need_guests
 
 # models that ran forward in training mode while they had adapters
@@ -29,18 +29,24 @@ TRAINING_STATE = "model.safetensors"
 
 
 def set_total_step(model: nn.Module, total_step: int) -> None:
-    """Tell the adapters how many optimizer steps training has. Only your own loops with AdaLoRA need it.
+    """Tell the active adapters how many optimizer steps training has. Only your own loops with AdaLoRA need it.
 
     Raises:
         AdapterError: the model has no adapter.
-        ConfigError: a schedule doesn't fit into so many steps.
+        ConfigError: that isn't a number of steps, or a schedule doesn't fit into so many.
     """
+    if isinstance(total_step, bool) or not isinstance(total_step, int) or total_step < 1:
+        raise ConfigError(
+            f"total_step: the number of optimizer steps is needed, a whole number of at least 1, and {total_step!r} "
+            "was given. It is batches per epoch, divided by those accumulated for a step, times epochs."
+        )
     begin_training(model, total_step)
 
 
 def begin_training(model: nn.Module, total_step: int, done: int = 0) -> None:
     """The same, for a run that may have done some of its steps before it was stopped."""
-    for guest in need_guests(model).adapters.values():
+    guests = need_guests(model)
+    for guest in [guests.adapters[name] for name in guests.active]:  # the others aren't trained
         guest.method.on_train_begin(model, guest.name, guest.config, total_step, done)
 
 
@@ -144,6 +150,8 @@ def _trained_by(optimizer: torch.optim.Optimizer) -> Iterator[tuple[nn.Module, G
         for guest in [guests.adapters[name] for name in guests.active] if guests else ():
             if not guest.method.acts_on_steps():
                 continue
-            first = next(iter(guest.method.parameters(model, guest.name).values()), None)
+            # one parameter stands for all: with an optimizer for each kind of them, a step must not count twice
+            parameters = guest.method.parameters(model, guest.name).values()
+            first = next((p for p in parameters if p.requires_grad), None)
             if first is not None and id(first) in optimized:
                 yield model, guest

@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 import transformers as T
+from invented import InventedConfig
 
 VOCABULARY, LAYERS, HIDDEN, LABELS = 97, 2, 32, 3
 
@@ -39,13 +40,52 @@ CONFIGS = {
         vocab_size=VOCABULARY, dim=HIDDEN, n_layers=LAYERS, n_heads=4, hidden_dim=64, num_labels=LABELS,
         max_position_embeddings=64, pad_token_id=0,
     ),
+    "albert": lambda: T.AlbertConfig(**_encoder(embedding_size=16)),
+    "electra": lambda: T.ElectraConfig(**_encoder(embedding_size=16)),
+    "deberta-v2": lambda: T.DebertaV2Config(**_encoder(
+        relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, share_att_key=True,
+        norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0,
+    )),
+    # one layer that sees everything, one that sees two tokens on each side
+    "modernbert": lambda: T.ModernBertConfig(**_encoder(
+        local_attention=4, layer_types=["full_attention", "sliding_attention"], cls_token_id=1, sep_token_id=2,
+    )),
     "gpt2": lambda: T.GPT2Config(
         vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, n_positions=64, num_labels=LABELS,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     ),
+    "gpt_neox": lambda: T.GPTNeoXConfig(**_encoder()),
+    "opt": lambda: T.OPTConfig(**_encoder(ffn_dim=64, word_embed_proj_dim=16)),
     "llama": lambda: T.LlamaConfig(**_encoder(num_key_value_heads=2)),
+    "qwen2": lambda: T.Qwen2Config(**_encoder(num_key_value_heads=2)),
+    "qwen3": lambda: T.Qwen3Config(**_encoder(num_key_value_heads=2, head_dim=12)),
+    "mistral": lambda: T.MistralConfig(**_encoder(num_key_value_heads=2)),
+    "t5": lambda: T.T5Config(
+        vocab_size=VOCABULARY, d_model=HIDDEN, d_kv=8, d_ff=64, num_layers=LAYERS, num_heads=4, num_labels=LABELS,
+        pad_token_id=0, eos_token_id=2, decoder_start_token_id=0,
+    ),
+    "bart": lambda: T.BartConfig(
+        vocab_size=VOCABULARY, d_model=HIDDEN, encoder_layers=LAYERS, decoder_layers=LAYERS, encoder_ffn_dim=64,
+        decoder_ffn_dim=64, encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=64,
+        num_labels=LABELS, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2,
+    ),
+    "invented": lambda: InventedConfig(num_labels=LABELS),
 }  # fmt: skip
-DECODERS = ("gpt2", "llama")
+DECODERS = ("gpt2", "gpt_neox", "opt", "llama", "qwen2", "qwen3", "mistral")
+NO_PREFIX = ("deberta-v2", "t5", "bart", "invented")  # prefix tuning is refused there
+
+
+def refused(architecture: str, method: str, variant: str | None = None) -> bool:
+    """Whether attaching a method to an architecture must be refused."""
+    if method == "prefix":
+        return architecture in NO_PREFIX
+    return architecture == "invented" and method in ("bottleneck", "adapter") and variant not in (None, "pfeiffer")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every-cell", action="store_true", help="leave nothing out of the table of test_methods.py: an hour"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -74,11 +114,15 @@ def tiny():
 
 @pytest.fixture
 def batch():
-    """A batch of four rows of ten tokens, the first one padded; labels for classification."""
+    """A batch of four rows of ten tokens, the first one padded; labels for classification.
+
+    Each row ends in one end-of-text token: T5 and BART classify by it.
+    """
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, VOCABULARY, (4, 10), generator=generator)
     mask = torch.ones_like(ids)
     mask[0, 7:] = 0
+    ids[0, 6], ids[1:, 9] = 2, 2
     return {"input_ids": ids * mask, "attention_mask": mask, "labels": torch.tensor([0, 1, 2, 1])}
 
 

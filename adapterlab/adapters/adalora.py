@@ -14,8 +14,8 @@ from torch import nn
 from adapterlab.adapters.base import register_method
 from adapterlab.adapters.rank_budget import RankBudget
 from adapterlab.adapters.targets import plain
-from adapterlab.adapters.tuner import TunerConfig, TunerMethod
-from adapterlab.backbones import Backbone
+from adapterlab.adapters.tuner import TunerConfig, TunerMethod, check_ranks
+from adapterlab.backbones import Backbone, Found
 from adapterlab.errors import AdapterError, ConfigError
 
 
@@ -30,7 +30,7 @@ class AdaLoraConfig(TunerConfig):
     )
     init_r: int | None = Field(None, ge=1, description="rank at the start; 1.5 x target_r if left out")
     total_step: int | None = Field(
-        None, ge=1, description="T, steps of the whole run; the Trainer fills it in, your own loop gives it"
+        None, ge=1, description="T, steps of the whole run; a Trainer puts in its own count, your own loop gives it"
     )
     tinit: int | None = Field(None, ge=0, description="steps before the budget shrinks; a tenth of T if left out")
     tfinal: int | None = Field(
@@ -70,6 +70,10 @@ class AdaLora(TunerMethod):
     per matrix are left on average. The gradient of `gamma R(P, Q)`, equation 4, is added before each optimizer
     step, so that whatever computes the loss needs to know nothing of it. The modules and the file format are
     peft's; the schedule is ours and drives itself from the optimizer's steps.
+
+    A file holds the triplets that are alive and says which they are. Training that goes on from there, or a second
+    run of the same model, begins with those: what is pruned stays pruned, and if `target_r` is reached the ranks
+    stay as they are.
     """
 
     summary = "LoRA whose ranks go, while it trains, to the matrices that need them"
@@ -92,6 +96,10 @@ class AdaLora(TunerMethod):
             beta2=config.beta2,
             orth_reg_weight=config.orth_reg_weight,
         )
+
+    def fit(self, settings: peft.AdaLoraConfig, config: AdaLoraConfig, targets: list[Found]) -> None:
+        """Refuse ranks that the targets can't have."""
+        check_ranks("init_r", dict.fromkeys((t.path for t in targets), config.start_r), targets, config.oversized_rank)
 
     def trains(self, path: str) -> bool:
         """P, Λ and Q are trained; `ranknum` is peft's constant."""
@@ -117,17 +125,14 @@ class AdaLora(TunerMethod):
             del model.lora_budget
 
     def on_train_begin(self, model: nn.Module, name: str, config: AdaLoraConfig, total_step: int, done: int) -> None:
-        """Lay out the budget schedule over the run; one that resumes keeps the state it has."""
-        tinit = config.tinit if config.tinit is not None else total_step // 10
-        tfinal = config.tfinal if config.tfinal is not None else 3 * total_step // 10
-        delta_t = config.delta_t or max(1, min(10, (total_step - tinit - tfinal) // 20))
-        if tinit + tfinal >= total_step:
-            raise ConfigError(
-                f"tinit: the AdaLoRA schedule doesn't fit: tinit {tinit} + tfinal {tfinal} = {tinit + tfinal} of "
-                f"{total_step} steps, which leaves none in which the rank could shrink from {config.start_r} to "
-                f"{config.target_r}. Lower tinit or tfinal (or leave them out), or train longer."
-            )
-        self._budget(model, name).plan(total_step, tinit, tfinal, delta_t, config.target_r, resumes=done > 0)
+        """Lay out the budget schedule over the run, from the triplets that are alive; one that resumes goes on.
+
+        Raises:
+            ConfigError: it doesn't fit into so many steps.
+        """
+        schedule = (config.target_r, config.tinit, config.tfinal, config.delta_t)
+        triplets = self._triplets(model, name)
+        self._budget(model, name).plan(triplets, total_step, *schedule, resumes=done > 0)
 
     def on_train_end(self, model: nn.Module, name: str, config: AdaLoraConfig) -> None:
         """Prune to the final budget, if training stopped, or its best state was reached, before the schedule did."""
@@ -140,50 +145,60 @@ class AdaLora(TunerMethod):
 
         R is the mean over all P and Q of ||PᵀP - I||_F and ||QQᵀ - I||_F, as peft has it (the paper sums squares);
         the gradient of ||QQᵀ - I||_F is 2 (QQᵀ - I) Q / ||QQᵀ - I||_F.
-        """
-        triplets = self._triplets(model, name)
-        weight = config.orth_reg_weight / (2 * len(triplets))
-        with torch.no_grad():
-            for q, _, p in triplets if weight else ():
-                for rows, gradient in ((q, q.grad), (p.T, None if p.grad is None else p.grad.T)):
-                    if gradient is not None:
-                        off = rows @ rows.T - torch.eye(len(rows), device=rows.device, dtype=rows.dtype)
-                        gradient.add_(off @ rows, alpha=2 * weight / max(float(torch.linalg.norm(off)), 1e-12))
 
-    def on_train_step(self, model: nn.Module, name: str, config: AdaLoraConfig) -> None:
-        """Update importance from the gradients, prune what is over this step's budget."""
-        budget = self._budget(model, name)
-        if not budget.planned:
+        Raises:
+            AdapterError: the length of the run isn't known. Nothing has been changed then.
+        """
+        if not self._budget(model, name).planned:
             raise AdapterError(
                 f"adapter '{name}': AdaLoRA shrinks its ranks over the whole run and must know its length. "
                 "In your own loop give the number of optimizer steps, attach(model, 'adalora', total_step=N), "
                 "or call adapterlab.set_total_step(model, N) before training; transformers.Trainer does it itself."
             )
-        budget.step(self._triplets(model, name), config.beta1, config.beta2)
+        triplets = self._triplets(model, name)
+        weight = config.orth_reg_weight / (2 * len(triplets))
+        with torch.no_grad(), torch.autocast(triplets[0][0].device.type, enabled=False):
+            for q, _, p in triplets if weight else ():
+                for rows, gradient in ((q, q.grad), (p.T, None if p.grad is None else p.grad.T)):
+                    if gradient is not None:
+                        off = rows @ rows.T
+                        off.diagonal().sub_(1)
+                        off.mul_(2 * weight / torch.linalg.norm(off).clamp_min(1e-12))
+                        gradient.addmm_(off, rows)
+
+    def on_train_step(self, model: nn.Module, name: str, config: AdaLoraConfig) -> None:
+        """Update importance from the gradients and the weights after the step, as peft does; prune when it's time."""
+        self._budget(model, name).step(self._triplets(model, name), config.beta1, config.beta2)
+
+    def report(self, model: nn.Module, name: str, config: AdaLoraConfig) -> str | None:
+        """Say what is left of the budget, and where."""
+        budget = self._budget(model, name)
+        ranks = {path: int(alive.sum()) for path, _, alive in self._alive(model, name)}
+        return budget.report(ranks) if budget.planned else None
 
     def state(self, model: nn.Module, name: str, config: AdaLoraConfig) -> dict[str, torch.Tensor]:
         """Return P, Λ and Q without the pruned triplets, as peft saves them."""
         saved: dict[str, torch.Tensor] = {}
-        for path, (a, e, b), keep in self._kept(model, name):
-            saved[f"{path}.lora_A"] = a.detach()[keep]
-            saved[f"{path}.lora_E"] = e.detach()[keep]
-            saved[f"{path}.lora_B"] = b.detach()[:, keep]
+        for path, (a, e, b), alive in self._alive(model, name):
+            saved[f"{path}.lora_A"] = a.detach()[alive]
+            saved[f"{path}.lora_E"] = e.detach()[alive]
+            saved[f"{path}.lora_B"] = b.detach()[:, alive]
         return saved
 
     def load_state(self, model: nn.Module, name: str, config: AdaLoraConfig, state: dict[str, torch.Tensor]) -> None:
         """Put the kept triplets where the rank pattern says they were; a pruned Λ is zero."""
         with torch.no_grad():
-            for path, (a, e, b), keep in self._kept(model, name):
+            for path, (a, e, b), alive in self._alive(model, name):
                 e.zero_()
-                a[keep], e[keep] = state[f"{path}.lora_A"].to(a), state[f"{path}.lora_E"].to(e)
-                b[:, keep] = state[f"{path}.lora_B"].to(b)
+                a[alive], e[alive] = state[f"{path}.lora_A"].to(a), state[f"{path}.lora_E"].to(e)
+                b[:, alive] = state[f"{path}.lora_B"].to(b)
 
     def to_peft(self, model: nn.Module, backbone: Backbone, name: str, config: AdaLoraConfig) -> dict[str, Any]:
         """Return peft's fields, with the rank pattern that the saved tensors follow."""
         fields = super().to_peft(model, backbone, name, config)
-        budget = self._budget(model, name)
-        if not budget.keep.all():
-            fields["rank_pattern"] = {f"{path}.lora_E": keep.tolist() for path, _, keep in self._kept(model, name)}
+        budget, alive = self._budget(model, name), self._alive(model, name)
+        if not all(mask.all() for _, _, mask in alive):
+            fields["rank_pattern"] = {f"{path}.lora_E": mask.tolist() for path, _, mask in alive}
         if budget.planned:
             fields.update(total_step=budget.total_step, tinit=budget.tinit, tfinal=budget.tfinal, deltaT=budget.delta_t)
         return fields
@@ -233,7 +248,8 @@ class AdaLora(TunerMethod):
     def _triplets(self, model: nn.Module, name: str) -> list[tuple[Any, Any, Any]]:
         return [triplet for _, triplet in self._layers_of(model, name)]
 
-    def _kept(self, model: nn.Module, name: str) -> list[tuple[str, tuple[Any, Any, Any], torch.Tensor]]:
+    def _alive(self, model: nn.Module, name: str) -> list[tuple[str, tuple[Any, Any, Any], torch.Tensor]]:
+        """Return each matrix's path, its triplets, and which of them count."""
         layers = self._layers_of(model, name)
-        masks = self._budget(model, name).keep.split([len(e) for _, (_, e, _) in layers])
-        return [(path, triplet, keep) for (path, triplet), keep in zip(layers, masks, strict=True)]
+        masks = self._budget(model, name).alive([triplet for _, triplet in layers])
+        return [(path, triplet, alive) for (path, triplet), alive in zip(layers, masks, strict=True)]

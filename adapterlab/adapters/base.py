@@ -105,6 +105,10 @@ class Method(ABC):
     def adopt(self, model: nn.Module, name: str, fields: dict[str, Any]) -> None:  # noqa: B027
         """Take over what adapter_config.json says beyond options (AdaLoRA: the ranks), before the tensors."""
 
+    def is_ballast(self, model: nn.Module, key: str, tensor: torch.Tensor) -> bool:
+        """Whether a tensor in a file is a copy of something frozen that was written along, and isn't to be loaded."""
+        return False
+
     def training_state(self, model: nn.Module, name: str) -> dict[str, torch.Tensor]:
         """Return what a checkpoint needs to go on training, keyed by path in the model's `state_dict`."""
         return {path: tensor for path, tensor in model.state_dict().items() if self._owns(path, name)}
@@ -157,15 +161,19 @@ def register_method(name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[M]
     """Class decorator: make a `Method` available as `attach(model, name)`.
 
     Raises:
-        ConfigError: the name is taken.
+        ConfigError: the name is taken, or something is missing or wrong: all of it is named.
     """
+    from adapterlab.adapters.registration import check_method  # which needs the classes above
 
     def decorate(cls: M) -> M:
+        again = check_method(cls, name, aliases)
         method = cls()
         method.name = name
-        METHODS.register(name, method, aliases=aliases)
+        METHODS.register(name, method, aliases=aliases, replace=again)
         return cls
 
+    if not isinstance(name, str):
+        raise ConfigError("register_method takes the method's name: @register_method('my-method').")
     return decorate
 
 
@@ -178,6 +186,7 @@ class OptionInfo:
     default: Any
     help: str
     aliases: tuple[str, ...] = ()
+    required: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,12 +198,15 @@ class MethodInfo:
     paper: str
     aliases: tuple[str, ...]
     options: tuple[OptionInfo, ...]
+    merges: bool  # whether `merge` can fold it into the backbone's weights
 
 
 def methods() -> list[MethodInfo]:
     """Return every registered method, with one line about each and its options."""
     return [
-        MethodInfo(name, method.summary, method.paper, METHODS.aliases(name), tuple(_options(method.Config)))
+        MethodInfo(
+            name, method.summary, method.paper, METHODS.aliases(name), tuple(_options(method.Config)), method.merges
+        )
         for name, method in METHODS
     ]
 
@@ -246,6 +258,6 @@ def _options(config: type[MethodConfig]) -> list[OptionInfo]:
         annotation = getattr(field.annotation, "__name__", None)
         kind = annotation if annotation and "[" not in str(field.annotation) else str(field.annotation)
         kind = kind.replace("typing.", "").replace("NoneType", "None")
-        default = field.get_default(call_default_factory=True)
-        found.append(OptionInfo(name, kind, default, field.description or "", aliases))
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        found.append(OptionInfo(name, kind, default, field.description or "", aliases, field.is_required()))
     return found

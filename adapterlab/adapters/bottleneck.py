@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -11,13 +11,15 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from adapterlab.adapters.base import Method, MethodConfig, register_method
-from adapterlab.backbones import Backbone
+from adapterlab.adapters.bottleneck_places import BehindLayer, BehindNorm, BesideSublayer, Place, Tap
+from adapterlab.backbones import Backbone, hidden_size
+from adapterlab.errors import ConfigError, did_you_mean
 
 
 class Published(NamedTuple):
     """What a paper fixed. Options that a user leaves out take these values."""
 
-    places: tuple[str, ...]
+    where: tuple[str, ...]
     reduction_factor: float
     activation: str
     init: str
@@ -44,7 +46,7 @@ class BottleneckConfig(MethodConfig):
         description="'pfeiffer' (2020), 'houlsby' (2019), 'parallel' or 'scaled_parallel' (He et al. 2021)",
     )
     reduction_factor: float | None = Field(
-        None, ge=1, description="hidden size / bottleneck size: 16, or 2 for the parallel ones"
+        None, gt=0, description="hidden size / bottleneck size: 16, or 2 for the parallel ones; below 1 it widens"
     )
     bottleneck_size: int | None = Field(None, ge=1, description="the size itself, instead of reduction_factor")
     activation: str | None = Field(
@@ -62,13 +64,22 @@ class BottleneckConfig(MethodConfig):
     layers: Annotated[list[int], Field(min_length=1)] | None = Field(
         None, description="indices of the layers to adapt, negative from the top; all if left out"
     )
+    leave_out: list[int] = Field(
+        default=[], description="indices of layers to leave out, e.g. the lowest: AdapterDrop (Rücklé et al. 2021)"
+    )
+    where: Annotated[list[Literal["attention", "ffn"]], Field(min_length=1)] | None = Field(
+        None, description="the sublayers to adapt: attention, ffn; houlsby has both, the others ffn"
+    )
 
     def model_post_init(self, context: Any) -> None:
         """Refuse what contradicts itself."""
         if self.reduction_factor is not None and self.bottleneck_size is not None:
             raise ValueError("reduction_factor and bottleneck_size both set the size; give one of them.")
         if self.activation is not None and self.activation not in ACT2FN:
-            raise ValueError(f"activation '{self.activation}' is unknown; for example: relu, gelu, swish, tanh, silu.")
+            raise ValueError(
+                f"activation '{self.activation}' is unknown.{did_you_mean(self.activation, ACT2FN)} "
+                "For example: relu, gelu, swish, tanh, silu."
+            )
 
 
 class Bottleneck(nn.Module):
@@ -78,7 +89,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         paper = VARIANTS[config.variant]
         self.variant = config.variant
-        size = config.bottleneck_size or max(1, int(hidden / (config.reduction_factor or paper.reduction_factor)))
+        size = config.bottleneck_size or int(hidden / (config.reduction_factor or paper.reduction_factor))
         scaling = paper.scaling if config.scaling is None else config.scaling
         self.down = nn.Linear(hidden, size)
         self.up = nn.Linear(size, hidden)
@@ -100,107 +111,59 @@ class Bottleneck(nn.Module):
         return (self.dropout(y) * self.scaling).to(x.dtype)
 
 
-class Place:
-    """Forward hook on the module whose output is s: adds the active adapters' terms to s.
-
-    What the adapters read may pass elsewhere in the layer; a `Tap` on the module that reads it keeps it for the
-    moment between the two. The hook adds nothing when no adapter of its variant is active.
-    """
-
-    def __init__(self, variant: str) -> None:
-        self.variant = variant
-        self.active: list[str] = []
-        self.residual: torch.Tensor | None = None
-
-    def adapters(self, module: nn.Module) -> list[Bottleneck]:
-        """Return the active adapters that stand here."""
-        here: Any = module.bottleneck_adapter
-        return [here[name] for name in self.active]
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        adapters = self.adapters(module)
-        if not adapters:
-            return output
-        s = output[0] if isinstance(output, tuple) else output
-        r, self.residual = self.residual, None
-        if r is None:  # houlsby has no tap: it reads s
-            reads = s
-        elif self.variant == "pfeiffer":
-            reads = s + r
-        else:
-            reads = r
-        total = s + sum(adapter(reads) for adapter in adapters)
-        return (total, *output[1:]) if isinstance(output, tuple) else total
-
-
-class PostNormPlace(Place):
-    """Forward hook on a LayerNorm that reads s + r: LN(up(f(down(LN(s + r)))) + s + r)."""
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        adapters = self.adapters(module)
-        return module.forward(args[0] + sum(adapter(output) for adapter in adapters)) if adapters else output
-
-
-class Tap:
-    """Forward pre-hook on the module that reads the residual: hands it to the place, if that needs it."""
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.place.active:
-            self.place.residual = args[0] if args else next(iter(kwargs.values()))
-
-
 @register_method("bottleneck", aliases=("adapter",))
 class BottleneckMethod(Method):
     """Bottleneck adapters: Houlsby et al. 2019, Pfeiffer et al. 2020, He et al. 2021, as `VARIANTS` says.
 
-    On pre-norm layers (GPT-2, Llama) there is no LayerNorm behind the sum: houlsby gives `A(s) + s + r`,
-    pfeiffer `A(s + r) + s + r`, parallel `A(r) + s + r` with r before its LayerNorm.
+    On pre-norm layers (GPT-2, Llama) there is no LayerNorm behind the sum: houlsby gives `A(s) + s + r`, pfeiffer
+    `A(s + r) + s + r`, parallel `A(r) + s + r` with r before its LayerNorm. Behind the FFN pfeiffer's s + r is what
+    the layer gives, y, so it is `y + A(y)`; that holds for GPT-NeoX too, whose attention and FFN run side by side
+    and add to one sum, and it is how pfeiffer works on an architecture that is known only by its list of layers.
+
+    OPT and BART drop s out in training by a function behind our place, and houlsby's and parallel's term with it.
+    Encoder-decoders (T5, BART) are adapted on both sides, at self-attention and FFN. Cross-attention is left alone.
+    ALBERT's layers share their weights and so they share their adapters: one set runs in every layer.
     """
 
     summary = "two small layers behind (Houlsby, Pfeiffer) or beside (He) each sublayer"
     paper = (
         "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2020, arXiv:2005.00247; "
-        "He et al. 2021, arXiv:2110.04366"
+        "He et al. 2021, arXiv:2110.04366; leave_out: Rücklé et al. 2021, arXiv:2010.11918"
     )
     Config = BottleneckConfig
     peft_type = "BOTTLENECK"
     marker = "bottleneck_adapter"
 
     def inject(self, model: nn.Module, backbone: Backbone, name: str, config: BottleneckConfig) -> None:
-        """Put a `Bottleneck` beside each place, and a hook that adds its term."""
-        config_of_model: Any = model.config
-        hidden = config_of_model.get_text_config().hidden_size
-        for layer in backbone.pick_layers(config.layers):
-            for sublayer in VARIANTS[config.variant].places:
-                path = self._hook_path(backbone, layer, sublayer, config.variant)
-                module = model.get_submodule(path)
-                if not hasattr(module, "bottleneck_adapter"):
-                    module.add_module("bottleneck_adapter", nn.ModuleDict())
-                if not any(
-                    isinstance(h, Place) and h.variant == config.variant for h in module._forward_hooks.values()
-                ):
-                    self._hook(model, backbone, layer, sublayer, config.variant, module)
-                adapter = Bottleneck(hidden, config)
-                adapter.to(next(model.get_submodule(backbone.layers[layer]).parameters()).device)
+        """Put a `Bottleneck` at each place, and a hook that adds its term."""
+        hidden = hidden_size(model.config)
+        factor = config.reduction_factor or VARIANTS[config.variant].reduction_factor
+        if config.bottleneck_size is None and factor > hidden:
+            raise ConfigError(
+                f"reduction_factor: {factor:g} leaves nothing of this model's hidden size {hidden}. "
+                f"Take one of at most {hidden}, or give bottleneck_size."
+            )
+        for layer in backbone.pick_layers(config.layers, config.leave_out):
+            for sublayer in dict.fromkeys(config.where or VARIANTS[config.variant].where):
+                module = _open(model, backbone, layer, sublayer, config.variant)
+                device = next(model.get_submodule(backbone.layers[layer]).parameters()).device
                 adapters: Any = module.bottleneck_adapter
-                adapters[name] = adapter
+                adapters[name] = Bottleneck(hidden, config).to(device)
 
     def remove(self, model: nn.Module, name: str) -> None:
         """Take out the adapter; hooks go with the last one of their place."""
+        empty: list[Any] = []
         for module in [m for m in model.modules() if "bottleneck_adapter" in m._modules]:
             adapters: Any = module.bottleneck_adapter
             if name in adapters:
                 del adapters[name]
             if not len(adapters):
                 del module.bottleneck_adapter
-                _drop(module._forward_hooks, Place)
-        if not any("bottleneck_adapter" in m._modules for m in model.modules()):
-            for module in model.modules():
-                for key in _drop(module._forward_pre_hooks, Tap):
-                    module._forward_pre_hooks_with_kwargs.pop(key, None)
+                empty += _drop(module._forward_hooks, lambda hook: isinstance(hook, Place)).values()
+        for module in model.modules():
+            taps = _drop(module._forward_pre_hooks, lambda hook: isinstance(hook, Tap) and hook.place in empty)
+            for key in taps:
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
 
     def activate(self, model: nn.Module, names: list[str]) -> None:
         """Tell the hooks which adapters to add."""
@@ -208,7 +171,7 @@ class BottleneckMethod(Method):
             for hook in module._forward_hooks.values():
                 if isinstance(hook, Place):
                     here: Any = module.bottleneck_adapter
-                    hook.active = [name for name in names if name in here and here[name].variant == hook.variant]
+                    hook.active = [name for name in names if name in here]
 
     def to_peft(self, model: nn.Module, backbone: Backbone, name: str, config: BottleneckConfig) -> dict[str, Any]:
         """Return the options; peft has no such method, so the fields are ours."""
@@ -218,26 +181,39 @@ class BottleneckMethod(Method):
         """Read the options back."""
         return {key: value for key, value in fields.items() if key in BottleneckConfig.model_fields}
 
-    def _hook_path(self, backbone: Backbone, layer: int, sublayer: str, variant: str) -> str:
-        on_norm = variant == "pfeiffer" and backbone.known().post_norm
-        return backbone.at(layer, f"{sublayer}_{'norm' if on_norm else 'out'}")
 
-    def _hook(
-        self, model: nn.Module, backbone: Backbone, layer: int, sublayer: str, variant: str, module: nn.Module
-    ) -> None:
-        post_norm = backbone.known().post_norm
-        if variant == "pfeiffer" and post_norm:
-            module.register_forward_hook(PostNormPlace(variant))
-            return
-        place = Place(variant)
-        if variant != "houlsby":
-            reader = model.get_submodule(backbone.at(layer, "ffn_in" if post_norm else f"{sublayer}_norm"))
+def _open(model: nn.Module, backbone: Backbone, layer: int, sublayer: str, variant: str) -> nn.Module:
+    """Return the module at which the variant's adapter stands, with its hook and its dict of adapters."""
+    path, place = find_place(backbone, layer, sublayer, variant)
+    module = _plain(model, path)
+    if not hasattr(module, "bottleneck_adapter"):
+        module.add_module("bottleneck_adapter", nn.ModuleDict())
+        # first, so that hooks which record hidden states see them as the next layer does
+        module.register_forward_hook(place, prepend=True)
+        if isinstance(place, BesideSublayer):
+            reader = _plain(model, backbone.at(layer, f"{sublayer}_in"))
             reader.register_forward_pre_hook(Tap(place), with_kwargs=True)
-        module.register_forward_hook(place)
+    return module
 
 
-def _drop(hooks: Any, kind: type) -> list[int]:
-    keys = [key for key, hook in hooks.items() if isinstance(hook, kind)]
-    for key in keys:
-        del hooks[key]
-    return keys
+def _plain(model: nn.Module, path: str) -> nn.Module:
+    """Return the backbone's own module: a wrapper that another method put around it may go before us."""
+    module: Any = model.get_submodule(path)
+    while isinstance(getattr(module, "base_layer", None), nn.Module):
+        module = module.base_layer
+    return module
+
+
+def find_place(backbone: Backbone, layer: int, sublayer: str, variant: str) -> tuple[str, Place]:
+    """Return the path of the module at which a variant's adapter stands, and the hook that adds its term."""
+    if variant == "pfeiffer":
+        anatomy = backbone.anatomies[layer] if backbone.anatomies else None
+        if anatomy is not None and getattr(anatomy, f"{sublayer}_norm") is not None:
+            return backbone.at(layer, f"{sublayer}_norm"), BehindNorm()
+        if sublayer == "ffn":
+            return backbone.layers[layer], BehindLayer()
+    return backbone.at(layer, f"{sublayer}_out"), BesideSublayer()
+
+
+def _drop(hooks: Any, unwanted: Callable[[Any], bool]) -> dict[int, Any]:
+    return {key: hooks.pop(key) for key in [key for key, hook in hooks.items() if unwanted(hook)]}

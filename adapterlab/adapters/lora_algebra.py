@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from adapterlab.adapters.lora_inits import factors
 from adapterlab.errors import ConfigError
 
 Term = tuple[torch.Tensor, torch.Tensor, float]  # A (r, in), B (out, r), and its weight times its scaling
@@ -77,7 +78,7 @@ def combined(
 
 def _term(layer: Any, name: str, weight: float) -> Term | None:
     if name in layer.lora_A:
-        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        a, b = factors(layer, name)
     elif name in layer.lora_embedding_A:
         a, b = layer.lora_embedding_A[name], layer.lora_embedding_B[name]
     else:

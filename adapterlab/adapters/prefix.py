@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -13,14 +12,13 @@ from torch import nn
 
 from adapterlab.adapters.base import Method, MethodConfig, register_method
 from adapterlab.adapters.prefix_attention import (
-    ATTENTION,
     PositionShift,
     PrefixSite,
     PrefixState,
     own_attention,
     position_rows,
 )
-from adapterlab.backbones import Backbone, head_geometry
+from adapterlab.backbones import Backbone, head_geometry, hidden_size
 from adapterlab.errors import BackboneError
 
 
@@ -96,7 +94,11 @@ class Prefix(Method):
     """Prefix tuning: P trained key/value pairs in front of every layer's, Li & Liang 2021, arXiv:2101.00190.
 
     Nothing passes through the cache or the attention mask of the model, so `generate`, gradient checkpointing
-    and models without a cache (DistilBERT) work. File and arithmetic are peft's.
+    and models without a cache (DistilBERT, ModernBERT) work. File and arithmetic are peft's, but for this: every
+    token attends to the prefix, in sliding-window layers too, where peft's prefix slides out of sight with the tokens.
+    ALBERT's layers share their weights and so they share one prefix.
+
+    DeBERTa, T5 and BART are refused: see `Anatomy.no_prefix`.
     """
 
     summary = "trained keys and values that every layer attends to"
@@ -108,33 +110,27 @@ class Prefix(Method):
 
     def inject(self, model: nn.Module, backbone: Backbone, name: str, config: PrefixConfig) -> None:
         """Add the encoder to the base model; let each layer's attention find it through its config."""
-        model_config: Any = model.config
-        backbone.known()
-        attentions: list[Any] = [model.get_submodule(backbone.at(i, "attention")) for i in range(len(backbone.layers))]
+        attentions = [model.get_submodule(path) for path in _attentions(backbone)]
+        positions = model.get_submodule(str(backbone.positions()))
         base = model.get_submodule(backbone.base)
-        rows = position_rows(model.get_submodule(backbone.positions()))
+        rows = position_rows(positions)
         if rows is not None and not config.preserve_positions and config.num_virtual_tokens >= rows:
             raise BackboneError(
                 f"num_virtual_tokens: {config.num_virtual_tokens} fill all of the backbone's {rows} positions. "
                 f"Take fewer, or preserve_positions=True."
             )
         if not hasattr(base, "prefix_encoder"):
+            for attention in attentions:
+                own_attention(attention, attention.config)
             base.prefix_encoder = nn.ModuleDict()
             state = PrefixState(base.prefix_encoder)
             for index, attention in enumerate(attentions):
-                own_attention(attention, attention.config)
-                # a config of its own, so that only the attention itself, not the masks, sees our function
-                view = copy.copy(attention.config)
-                view._attn_implementation = ATTENTION
-                attention.prefix_site = PrefixSite(state, index, attention.config)
-                attention.config = view
-            positions = model.get_submodule(backbone.positions())
+                PrefixSite.open(attention, state, index)
             positions.register_forward_pre_hook(PositionShift(state), with_kwargs=True)
-        state = attentions[0].prefix_site.state
-        state.shifts[name] = 0 if config.preserve_positions else config.num_virtual_tokens
-        heads, size = head_geometry(model_config)
-        hidden = model_config.get_text_config().hidden_size
-        encoder = PrefixEncoder(len(backbone.layers), heads, size, hidden, config)
+        site: Any = attentions[0].prefix_site
+        site.state.shifts[name] = 0 if config.preserve_positions else config.num_virtual_tokens
+        heads, size = head_geometry(model.config)
+        encoder = PrefixEncoder(len(attentions), heads, size, hidden_size(model.config), config)
         encoders: Any = base.prefix_encoder
         encoders[name] = encoder.to(next(base.parameters()).device)
 
@@ -156,11 +152,13 @@ class Prefix(Method):
                     module._forward_pre_hooks_with_kwargs.pop(key, None)
 
     def activate(self, model: nn.Module, names: list[str]) -> None:
-        """Switch prefixes; several stand one behind the other."""
+        """Switch prefixes; several stand one behind the other. Without any, attention is the model's own."""
         for module in model.modules():
-            for hook in module._forward_pre_hooks.values():
-                if isinstance(hook, PositionShift):
-                    hook.state.active = list(names)
+            site: Any = module.__dict__.get("prefix_site")
+            if site is not None:
+                site.state.active = list(names)
+                config = site.view if names else site.config
+                setattr(module, "config", config)  # noqa: B010 (mypy takes a module's attributes for modules)
 
     def state(self, model: nn.Module, name: str, config: PrefixConfig) -> dict[str, torch.Tensor]:
         """Return the prefix as peft does: one flat tensor, the projection folded in."""
@@ -174,7 +172,6 @@ class Prefix(Method):
 
     def to_peft(self, model: nn.Module, backbone: Backbone, name: str, config: PrefixConfig) -> dict[str, Any]:
         """Return peft's fields; the file holds the plain prefix, so it says so."""
-        text: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
         heads, size = head_geometry(model.config)
         fields = peft.PrefixTuningConfig(
             num_virtual_tokens=config.num_virtual_tokens,
@@ -182,7 +179,7 @@ class Prefix(Method):
             num_attention_heads=heads,
             token_dim=heads * size,
             num_transformer_submodules=1,
-            encoder_hidden_size=config.encoder_hidden_size or text.hidden_size,
+            encoder_hidden_size=config.encoder_hidden_size or hidden_size(model.config),
             prefix_projection=False,
         )
         ours = {"preserve_positions": True} if config.preserve_positions else {}
@@ -199,3 +196,18 @@ class Prefix(Method):
     def _encoder(self, model: nn.Module, name: str) -> PrefixEncoder:
         encoders: Any = next(m.prefix_encoder for m in model.modules() if "prefix_encoder" in m._modules)
         return encoders[name]
+
+
+def _attentions(backbone: Backbone) -> list[str]:
+    """Return the paths of the modules that attend.
+
+    Raises:
+        BackboneError: we don't know them, or no prefix can be put in front of them.
+    """
+    anatomy = backbone.anatomy()
+    if anatomy.attention is None:
+        raise BackboneError(
+            f"prefix tuning doesn't work on architecture '{backbone.model_type}': {anatomy.no_prefix}. "
+            "Use 'lora', 'adalora' or 'bottleneck'."
+        )
+    return [backbone.at(layer, "attention") for layer in range(len(backbone.layers))]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
+
+from adapterlab.errors import ConfigError
 
 Triplet = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # Q (r, in), Λ (r, 1), P (out, r)
 
@@ -13,7 +15,9 @@ Triplet = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # Q (r, in), Λ (r, 1
 class RankBudget(nn.Module):
     """State of the schedule, as buffers, so that it moves, copies and resumes with the model.
 
-    All matrices' elements stand in one flat vector, so a step is a handful of tensor operations.
+    All matrices' elements stand in one flat vector, so a step is a handful of tensor operations. `keep` are the
+    triplets that the last allocation chose, `open` those among which it may choose: a triplet that was pruned
+    before this run, in an adapter that was loaded or trained already, stays pruned.
     """
 
     def __init__(self, triplets: Sequence[Triplet]) -> None:
@@ -24,25 +28,68 @@ class RankBudget(nn.Module):
         self.register_buffer("sensitivity", torch.zeros(size, device=device))  # Ī, equation 9
         self.register_buffer("uncertainty", torch.zeros(size, device=device))  # Ū, equation 10
         self.register_buffer("keep", torch.ones(count, dtype=torch.bool, device=device))
+        self.register_buffer("open", torch.ones(count, dtype=torch.bool, device=device))
         self.register_buffer("schedule", torch.zeros(6, dtype=torch.long))
         self.sensitivity: torch.Tensor
         self.uncertainty: torch.Tensor
         self.keep: torch.Tensor
-        self.schedule: torch.Tensor  # step, T, t_i, t_f, delta, target rank per matrix
+        self.open: torch.Tensor
+        self.schedule: torch.Tensor  # steps done, T, t_i, t_f, delta, target rank per matrix
         self.matrices = len(triplets)
 
     def plan(
-        self, total_step: int, tinit: int, tfinal: int, delta_t: int, target_r: int, *, resumes: bool = False
+        self,
+        triplets: Sequence[Triplet],
+        total_step: int,
+        target_r: int,
+        tinit: int | None = None,
+        tfinal: int | None = None,
+        delta_t: int | None = None,
+        *,
+        resumes: bool = False,
     ) -> None:
-        """Lay out the schedule and begin it, unless a run resumes that had the same one."""
-        plan = torch.tensor([total_step, tinit, tfinal, delta_t, target_r])
-        if resumes and torch.equal(self.schedule[1:].cpu(), plan):
-            return
-        self.schedule[0] = 0
-        self.schedule[1:] = plan.to(self.schedule.device)
-        self.sensitivity.zero_()
-        self.uncertainty.zero_()
-        self.keep.fill_(True)
+        """Lay out the schedule; what is `None` is chosen. It begins now, with what is alive, unless a run resumes.
+
+        Raises:
+            ConfigError: it doesn't fit into so many steps.
+        """
+        resumes = resumes and int(self.schedule[0]) > 0
+        start = self.open if resumes else torch.cat(self.alive(triplets))
+        rank = int(start.sum()) / self.matrices
+        tinit = total_step // 10 if tinit is None else tinit
+        tfinal = 3 * total_step // 10 if tfinal is None else tfinal
+        if rank <= target_r:
+            tinit = tfinal = 0  # there is nothing to shrink, so nothing that may not fit
+        elif tinit + tfinal >= total_step:
+            raise ConfigError(
+                f"tinit: the AdaLoRA schedule doesn't fit: tinit {tinit} + tfinal {tfinal} = {tinit + tfinal} of "
+                f"{total_step} steps, which leaves none in which the rank could shrink from {rank:.3g} to "
+                f"{target_r}. Lower tinit or tfinal (or leave them out), or train longer."
+            )
+        delta_t = delta_t or max(1, min(10, (total_step - tinit - tfinal) // 20))
+        self.schedule[1:] = torch.tensor([total_step, tinit, tfinal, delta_t, target_r])
+        if not resumes:
+            self.schedule[0] = 0
+            self.sensitivity.zero_()
+            self.uncertainty.zero_()
+            self.keep.copy_(start)
+            self.open.copy_(start)
+
+    def alive(self, triplets: Sequence[Triplet]) -> list[torch.Tensor]:
+        """Return for each matrix which of its triplets count: those kept, and those pruned but trained on since."""
+        masks = self.keep.split([len(e) for _, e, _ in triplets])
+        return [keep | (e.detach() != 0).flatten() for keep, (_, e, _) in zip(masks, triplets, strict=True)]
+
+    def report(self, ranks: Mapping[str, int]) -> str:
+        """Say in a line what is left of the budget, given the rank of each matrix, and where."""
+        kept, final = sum(ranks.values()), self.budget(self.total_step)
+        most, none = max(ranks, key=lambda path: ranks[path]), [path for path, rank in ranks.items() if not rank]
+        few = ", ".join(none[:3]) + (f" and {len(none) - 3} more" if len(none) > 3 else "")
+        return (
+            f"AdaLoRA's budget {'reached' if kept <= final else f'of {final} not reached'}: {kept} of "
+            f"{len(self.keep)} triplets kept, {kept / len(ranks):.1f} per matrix; most in {most} ({ranks[most]})"
+            + (f", none in {few}." if none else ".")
+        )
 
     @property
     def planned(self) -> bool:
@@ -70,35 +117,47 @@ class RankBudget(nn.Module):
         return int(self.schedule[4])
 
     def budget(self, step: int) -> int:
-        """Return b(t), the number of triplets that may live at a step: equation 12."""
-        start, final = len(self.keep), min(int(self.schedule[5]) * self.matrices, len(self.keep))
-        shrinking = self.total_step - self.tinit - self.tfinal
-        share = min(max((step - self.tinit) / max(shrinking, 1), 0.0), 1.0)
-        return final + round((start - final) * (1 - share) ** 3)
+        """Return b(t), the number of triplets that may live at a step: equation 12.
+
+        The paper prints `1 - (t - t_i - t_f) / (T - t_i - t_f)`, which would jump at both ends; its authors' code and
+        peft's have `1 - (t - t_i) / (T - t_i - t_f)`, rounded down, and so has this.
+        """
+        _, total, tinit, tfinal, _, target_r = self.schedule.tolist()
+        start = int(self.open.sum())
+        final = min(target_r * self.matrices, start)
+        share = min(max((step - tinit) / max(total - tinit - tfinal, 1), 0.0), 1.0)
+        return int((start - final) * (1 - share) ** 3 + final)
 
     def step(self, triplets: Sequence[Triplet], beta1: float, beta2: float) -> None:
-        """Count an optimizer step: update importance from the gradients, prune to this step's budget."""
+        """Count an optimizer step: update importance from the gradients, prune to this step's budget if it's time.
+
+        Between two allocations a pruned triplet is trained on and may come back at the next one (section 4 of the
+        paper); from `T - t_f` on the choice stands.
+        """
         self.schedule[0] += 1
-        step = int(self.schedule[0])
-        last = self.total_step - self.tfinal
-        if step <= last:
-            now = torch.cat([_sensitivity(tensor) for triplet in triplets for tensor in triplet])
-            now = now.to(self.sensitivity)
-            self.sensitivity.lerp_(now, 1 - beta1)
-            self.uncertainty.lerp_((now - self.sensitivity).abs(), 1 - beta2)
-            if step > self.tinit and (step % self.delta_t == 0 or step == last):
-                self._allocate(triplets, self.budget(step))
-        if step > self.tinit:
-            self._prune(triplets)
+        step, total, tinit, tfinal, delta_t, _ = self.schedule.tolist()
+        last = total - tfinal
+        if step < last:
+            self._observe(triplets, beta1, beta2)
+        allocates = tinit < step <= last and (step % delta_t == 0 or step == last)
+        if allocates:
+            self._allocate(triplets, self.budget(step), self.open)
+        self._prune(triplets, self.keep if allocates or step > last else self.open)
 
     def finish(self, triplets: Sequence[Triplet]) -> None:
-        """Prune to the final budget now, unless it is reached."""
-        alive = self.keep.clone()
-        if int(alive.sum()) > self.budget(self.total_step):
-            self._allocate(triplets, self.budget(self.total_step), alive)
-        self._prune(triplets)
+        """Prune to the final budget now, unless it is reached or no step has told what is important."""
+        final = self.budget(self.total_step)
+        if int(self.schedule[0]) and int(self.keep.sum()) > final:
+            self._allocate(triplets, final, self.keep.clone())
+        self._prune(triplets, self.keep)
 
-    def _allocate(self, triplets: Sequence[Triplet], budget: int, among: torch.Tensor | None = None) -> None:
+    def _observe(self, triplets: Sequence[Triplet], beta1: float, beta2: float) -> None:
+        now = torch.cat([_product(tensor) for triplet in triplets for tensor in triplet]).to(self.sensitivity)
+        now.abs_().nan_to_num_(0.0, 0.0, 0.0)  # an overflow in fp16 must not stay in the averages for good
+        self.sensitivity.lerp_(now, 1 - beta1)
+        self.uncertainty.lerp_(now.sub_(self.sensitivity).abs_(), 1 - beta2)
+
+    def _allocate(self, triplets: Sequence[Triplet], budget: int, among: torch.Tensor) -> None:
         importance = (self.sensitivity * self.uncertainty).split(  # equation 11
             [tensor.numel() for triplet in triplets for tensor in triplet]
         )
@@ -107,20 +166,18 @@ class RankBudget(nn.Module):
             s_q, s_e, s_p = importance[3 * index : 3 * index + 3]
             # equation 7: the singular value's own score plus the means over its two singular vectors
             scores.append(s_e.view(-1) + s_q.view_as(q).mean(1) + s_p.view_as(p).mean(0))
-        score = torch.cat(scores)
-        if among is not None:
-            score = score.masked_fill(~among, -1.0)
+        chosen = torch.cat(scores).masked_fill(~among, -1.0).topk(budget).indices
         self.keep.zero_()
-        self.keep[score.topk(budget).indices] = True
+        self.keep[chosen] = True
 
-    def _prune(self, triplets: Sequence[Triplet]) -> None:
+    def _prune(self, triplets: Sequence[Triplet], keep: torch.Tensor) -> None:
         with torch.no_grad():
-            for (_, e, _), keep in zip(triplets, self.keep.split([len(e) for _, e, _ in triplets]), strict=True):
-                e.mul_(keep[:, None])
+            for (_, e, _), kept in zip(triplets, keep.split([len(e) for _, e, _ in triplets]), strict=True):
+                e.mul_(kept[:, None])
 
 
-def _sensitivity(tensor: torch.Tensor) -> torch.Tensor:
-    """Return |w · dL/dw| of each element, equation 8, flat; nothing where no gradient came."""
+def _product(tensor: torch.Tensor) -> torch.Tensor:
+    """Return w · dL/dw of each element, whose magnitude is equation 8, flat; zero where no gradient came."""
     if tensor.grad is None:
         return torch.zeros(tensor.numel(), device=tensor.device)
-    return (tensor.detach() * tensor.grad).abs().flatten().float()
+    return (tensor.detach() * tensor.grad).flatten()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import peft
 import torch
@@ -15,8 +15,12 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adapterlab.adapters.base import Method, MethodConfig
-from adapterlab.adapters.targets import Layers, Targets, find_targets, name_endings, plain
-from adapterlab.backbones import Backbone
+from adapterlab.adapters.patterns import chosen, matches
+from adapterlab.adapters.targets import Kinds, Layers, Targets, find_targets, name_endings, plain
+from adapterlab.backbones import LINEAR, Backbone, Found
+from adapterlab.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
 
 
 class TunerConfig(MethodConfig):
@@ -36,12 +40,16 @@ class TunerConfig(MethodConfig):
         description="dropout on the update's input",
     )
     target_modules: Targets = Field(
-        "all-linear", description="'all-linear' (every linear in the layers) or a list of name endings"
+        "all-linear",
+        description="'all-linear' (every linear in the layers), name endings or globs ['layer.*.attention.self.[qv]*']",
     )
     layers: Layers = Field(
         None,
         validation_alias=AliasChoices("layers", "layers_to_transform"),
         description="indices of the layers to adapt, negative from the top; all if left out",
+    )
+    oversized_rank: bool = Field(
+        False, description="allow a rank above a layer's smaller side, where it costs and gains nothing"
     )
 
 
@@ -53,6 +61,7 @@ class TunerMethod(Method):
     """
 
     layer_class: type[BaseTunerLayer]
+    kinds: Kinds = LINEAR  # what it can adapt
     rewires_layers = False
     merges = True
 
@@ -63,8 +72,10 @@ class TunerMethod(Method):
     def inject(self, model: nn.Module, backbone: Backbone, name: str, config: Any) -> None:
         """Wrap the target modules, or add to wrappers that other adapters put there."""
         settings = self.peft_config(config)
-        targets = find_targets(model, backbone, config.target_modules, config.layers, config.modules_to_save)
-        self.check_targets(config, [target.path for target in targets])
+        targets = find_targets(
+            model, backbone, config.target_modules, config.layers, config.modules_to_save, self.kinds
+        )
+        self.fit(settings, config, targets)
         settings.target_modules = [target.path for target in targets]
         settings.fan_in_fan_out = any(isinstance(target.module, Conv1D) for target in targets)
         with warnings.catch_warnings():
@@ -75,12 +86,20 @@ class TunerMethod(Method):
         for parameter in self.parameters(model, name).values():
             parameter.data = parameter.data.float()  # a bf16 backbone is fine, a bf16 optimizer step is not
 
-    def check_targets(self, config: Any, paths: list[str]) -> None:
-        """Refuse options that name targets which aren't there."""
+    def fit(self, settings: Any, config: Any, targets: list[Found]) -> None:
+        """Refuse options that don't fit the targets; write into peft's config what depends on them."""
 
     def layers(self, model: nn.Module) -> dict[str, Any]:
         """Return this method's layers by path."""
         return {path: module for path, module in model.named_modules() if isinstance(module, self.layer_class)}
+
+    def own_layers(self, model: nn.Module, name: str) -> dict[str, Any]:
+        """Return the layers that hold the adapter, by the path that they have in the plain model."""
+        return {
+            plain(path): layer
+            for path, layer in self.layers(model).items()
+            if name in layer._all_available_adapter_names()
+        }
 
     def remove(self, model: nn.Module, name: str) -> None:
         """Delete the adapter; a wrapper that holds no other gives its linear back."""
@@ -101,9 +120,7 @@ class TunerMethod(Method):
 
     def merge(self, model: nn.Module, name: str, config: Any) -> None:
         """Add the updates to the linears' weights, in fp32."""
-        for layer in self.layers(model).values():
-            if name not in layer._all_available_adapter_names():
-                continue
+        for layer in self.own_layers(model, name).values():
             own = [(parameter, parameter.dtype) for parameter in layer.get_base_layer().parameters(recurse=False)]
             try:
                 for parameter, _ in own:  # a copy even of fp32: peft changes some weights in place
@@ -117,7 +134,7 @@ class TunerMethod(Method):
     def to_peft(self, model: nn.Module, backbone: Backbone, name: str, config: Any) -> dict[str, Any]:
         """Return peft's own fields."""
         settings = self.peft_config(config)
-        own = {plain(path): layer for path, layer in self.layers(model).items() if name in layer.lora_A}
+        own = self.own_layers(model, name)
         fields = settings.to_dict()
         fields["target_modules"] = name_endings(model, backbone, set(own))
         fields["fan_in_fan_out"] = any(isinstance(layer.get_base_layer(), Conv1D) for layer in own.values())
@@ -126,4 +143,33 @@ class TunerMethod(Method):
     def from_peft(self, fields: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
         """Take the targets from the tensors' names: peft may have found them by a regex, layers or exclusions."""
         targets = sorted({key.split(".lora_")[0] for key in keys if ".lora_" in key})
-        return {"target_modules": targets, "layers": None}
+        return {"target_modules": targets, "layers": None, "oversized_rank": True}
+
+
+def check_ranks(option: str, ranks: Mapping[str, int], targets: Sequence[Found], allowed: bool = False) -> None:
+    """Refuse a rank above the smaller side of a target: it would add parameters and no freedom.
+
+    Raises:
+        ConfigError: one is, and such ranks aren't allowed.
+    """
+    for path, module in targets:
+        sides = tuple(int(side) for side in module.weight.shape)  # type: ignore[union-attr]
+        if ranks[path] > min(sides) and not allowed:
+            raise ConfigError(
+                f"{option}: rank {ranks[path]} is larger than the smaller side of '{path}' ({sides[0]} x {sides[1]}): "
+                f"{min(sides)} at most. Lower it, or leave this module out of target_modules."
+            )
+
+
+def by_pattern(option: str, patterns: Mapping[str, T], targets: Sequence[Found], otherwise: T) -> dict[str, T]:
+    """Return an option's value for each target: that of the first pattern which its name matches.
+
+    Raises:
+        ConfigError: a pattern matches no target.
+    """
+    paths = [target.path for target in targets]
+    for pattern in patterns:
+        if not any(matches(pattern, path) for path in paths):
+            near = did_you_mean(pattern, {path.rsplit(".", 1)[-1] for path in paths})
+            raise ConfigError(f"{option}: no target's name ends with '{pattern}'.{near}")
+    return {path: chosen(patterns, path, otherwise) for path in paths}

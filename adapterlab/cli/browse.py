@@ -45,16 +45,17 @@ def methods(
     if one is not None:
         _describe(one)
         return
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("method", "what it does", box=None, pad_edge=False, header_style="bold")
     for info in known.values():
         also = f" [dim]({', '.join(info.aliases)})[/dim]" if info.aliases else ""
-        table.add_row(f"[cyan]{info.name}[/cyan]{also}", info.summary)
+        table.add_row(f"[cyan]{info.name}[/cyan]{also}", escape(info.summary))
     console = out()
     console.print(table)
     for plugin, why in METHODS.failures.items():
-        console.print(f"[red]plugin {plugin} failed:[/red] {why}")
+        console.print(f"[red]plugin {escape(plugin)} failed:[/red] {escape(why)}", highlight=False, soft_wrap=True)
     console.print("\n[dim]adapterlab methods NAME prints a method's options and paper.[/dim]")
 
 
@@ -64,16 +65,16 @@ def _describe(info: MethodInfo) -> None:
 
     table = Table("option", "type", "default", "what it does", box=None, pad_edge=False, header_style="bold")
     for option in info.options:
-        default = json.dumps(option.default, default=str)
+        default = "required" if option.required else json.dumps(option.default, default=str)
         also = f" [dim](or {', '.join(option.aliases)})[/dim]" if option.aliases else ""
         table.add_row(
             f"[cyan]{option.name}[/cyan]{also}", escape(_type(option.type)), escape(default), escape(option.help)
         )
     console = out()
     also = f" (or {', '.join(info.aliases)})" if info.aliases else ""
-    console.print(f"[bold]{info.name}[/bold]{also}: {info.summary}", highlight=False)
+    console.print(f"[bold]{info.name}[/bold]{also}: {escape(info.summary)}", highlight=False)
     if info.paper:
-        console.print(f"[dim]{info.paper}[/dim]", highlight=False)
+        console.print(f"[dim]{escape(info.paper)}[/dim]", highlight=False)
     console.print()
     console.print(table)
     console.print(f"\n[dim]In a recipe under adapter:, beside method: {info.name}. In Python as keywords:[/dim]")

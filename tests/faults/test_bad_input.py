@@ -32,7 +32,7 @@ optim: {lr: 1e-3, batch_size: 8, epochs: 1, precision: fp32}
 def template(tmp_path_factory):
     folder = tmp_path_factory.mktemp("template")
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ngood\nbad\nfilm")
-    transformers.BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder / "bert")
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / "bert")
     torch.manual_seed(0)
     transformers.BertModel(CONFIGS["bert"]()).save_pretrained(folder / "bert")
     (folder / "train.csv").write_text(GOOD)

@@ -26,7 +26,7 @@ def workshop(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workshop")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "very", "a", "the", "plot", "so"]
     (folder / "vocab.txt").write_text("\n".join(words))
-    transformers.BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder / "bert")
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / "bert")
     torch.manual_seed(0)
     transformers.BertModel(CONFIGS["bert"]()).save_pretrained(folder / "bert")
     lines = [f"{'good' if i % 2 else 'bad'} film {'very ' * (i % 5)}{words[5 + i % 8]} plot {i}" for i in range(120)]

@@ -85,7 +85,19 @@ def test_alone_it_says_where_to_start() -> None:
 
 
 def test_the_verbs() -> None:
-    assert set(VERBS) == {"ls", "methods", "show", "cp", "validate", "schema", "train", "eval", "predict", "env"}
+    assert set(VERBS) == {
+        "ls",
+        "methods",
+        "show",
+        "cp",
+        "validate",
+        "schema",
+        "train",
+        "eval",
+        "predict",
+        "convert",
+        "env",
+    }
 
 
 @pytest.mark.parametrize("verb", VERBS)

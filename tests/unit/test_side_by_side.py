@@ -119,7 +119,7 @@ def test_an_adapter_of_another_class(tiny, tmp_path):
         adapterlab.load(tiny("bert", "TokenClassification"), tmp_path)
 
 
-@pytest.mark.parametrize("options", [{"init_lora_weights": "olora"}, {"use_dora": True}])
+@pytest.mark.parametrize("options", [{"init_lora_weights": "olora"}, {"use_qalora": True}])
 def test_variants_of_lora_that_would_load_wrong_are_refused(tiny, tmp_path, options):
     config = peft.LoraConfig(target_modules=["query"], task_type="SEQ_CLS", **options)
     peft.get_peft_model(tiny("bert"), config).save_pretrained(tmp_path)
@@ -277,3 +277,16 @@ def test_adalora_prunes_also_where_a_target_is_not_used(tiny, batch):
         optimizer.step()
         optimizer.zero_grad()
     assert alive(model) <= 2 * matrices(model)
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_parts_inside_a_module_that_another_adapter_trains_in_full(tiny, logits, first):
+    model = tiny("bert")
+    options = {"a": {"modules_to_save": ["pooler"]}, "b": {"target_modules": ["pooler.dense"]}}
+    second = "b" if first == "a" else "a"
+    adapterlab.attach(model, "lora", first, **options[first])
+    randomize(model)
+    before = logits(model)
+    with pytest.raises(adapterlab.AdapterLabError, match=r"inside 'bert.pooler', which an adapter trains in full"):
+        adapterlab.attach(model, "lora", second, **options[second])
+    assert torch.equal(logits(model), before)
