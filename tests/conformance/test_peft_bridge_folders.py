@@ -8,7 +8,7 @@ import warnings
 import peft
 import pytest
 import torch
-from conftest import CONFIGS, randomize
+from conftest import randomize
 from safetensors.torch import load_file
 
 import adapterlab
@@ -18,7 +18,7 @@ from adapterlab.errors import AdapterFolderError
 
 CORE = ("ia3", "vera", "oft", "loha", "lokr")
 EVERY = [name for name, method in METHODS if isinstance(method, PeftMethod)]
-CELLS = [(a, m) for a in CONFIGS for m in CORE] + [
+CELLS = [(a, m) for a in ("bert", "albert", "gpt2", "llama", "t5", "invented") for m in CORE] + [
     (a, m) for a in ("bert", "gpt2") for m in EVERY if m not in CORE
 ]
 # What peft says of its own layers, whoever loads them: norms; linears without a bias; machines without nvcc; the next.
@@ -71,7 +71,8 @@ def go_round(tiny, logits, tmp_path, architecture, method, head="SequenceClassif
     model = attached(tiny, architecture, method, head, **options)
     expected = logits(model)
     adapterlab.save(model, tmp_path / "ours")
-    assert torch.equal(logits(adapterlab.load(tiny(architecture, head), tmp_path / "ours")), expected)
+    again = adapterlab.load(tiny(architecture, head), tmp_path / "ours")
+    torch.testing.assert_close(logits(again), expected, rtol=0, atol=2e-6)
     theirs = load_with_peft(tiny(architecture, head), tmp_path / "ours")
     torch.testing.assert_close(logits(theirs), expected, rtol=0, atol=2e-6)
     with warnings.catch_warnings():
