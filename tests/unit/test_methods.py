@@ -133,7 +133,7 @@ def test_cell(tiny, batch, logits, train, tmp_path, every_cell, architecture, ca
         assert torch.equal(logits(model), backbone)
 
     # with random weights, since many an adapter begins as nothing
-    randomize(model, std=0.1)
+    randomize(model, std=0.1 if case in OWN else 0.05)  # some of peft's amplify what they are given
     output = logits(model)
     folder = adapterlab.save(model, tmp_path / "adapter")
     files = {file.name for file in folder.iterdir()}
@@ -159,7 +159,8 @@ def test_cell(tiny, batch, logits, train, tmp_path, every_cell, architecture, ca
         assert torch.equal(logits(merged), output)
     elif INFO[CASES[case][0]].merges:
         adapterlab.merge(merged)
-        torch.testing.assert_close(logits(merged), output, rtol=1e-5, atol=1e-5)
+        near = 1e-5 * max(1.0, float(output.abs().max()))
+        torch.testing.assert_close(logits(merged), output, rtol=0, atol=near)
         assert merged.state_dict().keys() == state.keys()
         merged.save_pretrained(tmp_path / "merged")
         assert torch.equal(logits(kind.from_pretrained(tmp_path / "merged")), logits(merged))
