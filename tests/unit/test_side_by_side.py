@@ -290,3 +290,33 @@ def test_parts_inside_a_module_that_another_adapter_trains_in_full(tiny, logits,
     with pytest.raises(adapterlab.AdapterLabError, match=r"inside 'bert.pooler', which an adapter trains in full"):
         adapterlab.attach(model, "lora", second, **options[second])
     assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("second", ["prefix", "bottleneck", "prompt"])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_a_method_mixed_from_two(tiny, logits, train, tmp_path, architecture, second):
+    model = tiny(architecture)
+    backbone = logits(model)
+    adapterlab.attach(model, "lora", "a")
+    adapterlab.attach(model, second, "b")
+    adapterlab.activate(model, ["a", "b"])
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for path in start for name in path.split(".")} >= {"a", "b"}, "both are trained"
+    train(model, steps=3)
+    trained = {name: not torch.equal(p, start[name]) for name, p in model.named_parameters() if name in start}
+    assert all(trained.values()), [name for name, changed in trained.items() if not changed]
+    both = logits(model)
+    for name in ("a", "b"):
+        adapterlab.save(model, tmp_path / name, name)
+    fresh = tiny(architecture)
+    for name in ("a", "b"):
+        adapterlab.load(fresh, tmp_path / name, name)
+    adapterlab.activate(fresh, ["a", "b"])
+    assert torch.equal(logits(fresh), both)
+    adapterlab.activate(fresh, "a")
+    assert not torch.equal(logits(fresh), both)
+    with pytest.raises(adapterlab.AdapterLabError, match="can't be merged"):
+        adapterlab.activate(model, ["a", "b"])
+        adapterlab.merge(model)
+    assert torch.equal(logits(model), both)
+    plain_after_detach(model, logits, backbone)
