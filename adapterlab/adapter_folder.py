@@ -149,7 +149,7 @@ def _peft_fields(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, An
     config: Any = model.config
     fields = guest.method.to_peft(model, guests.backbone, guest.name, guest.config)
     task = next((t for ending, t in _TASK_TYPES.items() if type(model).__name__.endswith(ending)), None)
-    if model.base_model is model:
+    if task is None and model.base_model is model:
         task = "FEATURE_EXTRACTION"  # without a type peft ignores prompts
     fields |= {
         "peft_type": guest.method.peft_type,

@@ -12,7 +12,6 @@ from conftest import CONFIGS
 from safetensors.torch import load_file
 
 import adapterlab
-from adapterlab.adapters import METHODS
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 
@@ -46,7 +45,7 @@ class StopTheRunError(Exception):
     """What kills the run in the middle."""
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", ["lora", "adalora", "prefix", "bottleneck", "prompt", "p_tuning", "ia3"])
 def test_a_resumed_run_is_the_run_it_would_have_been(workshop, tmp_path, monkeypatch, method):
     recipe = {**workshop, "adapter": {"method": method}}
     adapterlab.run({**recipe, "run": {"dir": str(tmp_path / "whole")}})
