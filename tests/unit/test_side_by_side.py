@@ -316,7 +316,6 @@ def test_a_method_mixed_from_two(tiny, logits, train, tmp_path, architecture, se
     adapterlab.activate(fresh, "a")
     assert not torch.equal(logits(fresh), both)
     with pytest.raises(adapterlab.AdapterLabError, match="can't be merged"):
-        adapterlab.activate(model, ["a", "b"])
         adapterlab.merge(model)
     assert torch.equal(logits(model), both)
     plain_after_detach(model, logits, backbone)
