@@ -129,12 +129,12 @@ def read(source: str | Path) -> AdapterFiles:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise AdapterFolderError(f"{folder / WEIGHTS} is damaged: {error}. Get the file again.") from None
-    extra = _read_json(folder / EXTRA) if (folder / EXTRA).is_file() else {}
+    extra = read_json(folder / EXTRA) if (folder / EXTRA).is_file() else {}
     if extra.get("format", FORMAT) != FORMAT:
         raise AdapterFolderError(
             f"{folder / EXTRA} is of format {extra['format']!r}, and this adapterlab reads {FORMAT}: upgrade it."
         )
-    return AdapterFiles(folder, _read_json(folder / CONFIG), extra, tensors)
+    return AdapterFiles(folder, read_json(folder / CONFIG), extra, tensors)
 
 
 def adapter_tensors(model: nn.Module, guest: Guest) -> dict[str, torch.Tensor]:
@@ -176,7 +176,12 @@ def _extra(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, Any]:
     } | guest.about
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        AdapterFolderError: it is none.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

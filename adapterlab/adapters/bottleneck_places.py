@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from adapterlab.errors import BackboneError
 
 
-class Place:
+class Place(ABC):
     """Forward hook of a module that has adapters in its `bottleneck_adapter`; it does nothing while none is active."""
 
     def __init__(self) -> None:
@@ -28,9 +29,9 @@ class Place:
             return self.add(module, args, output, adapters)
         return (self.add(module, args, output[0], adapters), *output[1:])
 
+    @abstractmethod
     def add(self, module: nn.Module, args: Any, output: Any, adapters: list[Any]) -> torch.Tensor:
         """Return the output with the adapters' terms."""
-        raise NotImplementedError
 
 
 class BesideSublayer(Place):

@@ -15,10 +15,9 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 import peft
 from pydantic import AliasChoices, ConfigDict, Field, create_model, model_validator
 
-from adapterlab.adapters.base import MethodConfig
 from adapterlab.adapters.patterns import check_patterns
 from adapterlab.adapters.peft_table import KNOWN, Known
-from adapterlab.adapters.targets import Layers, Targets
+from adapterlab.adapters.targets import TargetConfig
 from adapterlab.errors import ConfigError
 
 # Fields of peft's that say nothing here: the backbone, the task and the targets are known, biases and convolutions
@@ -35,7 +34,7 @@ _PATTERN = "_pattern"  # how the names of options end that map name endings to v
 _WHOLE = ("rank", "n_frequency", "block_size")  # how those begin whose values are whole numbers
 
 
-class PeftMethodConfig(MethodConfig):
+class PeftMethodConfig(TargetConfig):
     """Options that all methods of peft's share. `option_names` are the fields that are peft's."""
 
     model_config = ConfigDict(defer_build=True)  # there are dozens, and most are never used
@@ -43,16 +42,6 @@ class PeftMethodConfig(MethodConfig):
     peft_class: ClassVar[type[peft.PeftConfig]]
     known: ClassVar[Known] = Known("")
     option_names: ClassVar[tuple[str, ...]] = ()
-
-    target_modules: Targets = Field(
-        "all-linear",
-        description="'all-linear' (every linear in the layers), name endings or globs ['layer.*.attention.self.[qv]*']",
-    )
-    layers: Layers = Field(
-        None,
-        validation_alias=AliasChoices("layers", "layers_to_transform"),
-        description="indices of the layers to adapt, negative from the top; all if left out",
-    )
 
     @model_validator(mode="after")
     def _check(self) -> PeftMethodConfig:

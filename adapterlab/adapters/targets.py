@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AliasChoices, BeforeValidator, Field
 from torch import nn
 
-from adapterlab.adapters.base import METHODS
+from adapterlab.adapters.base import METHODS, MethodConfig
 from adapterlab.adapters.patterns import check_pattern, check_patterns, is_glob, matches
 from adapterlab.backbones import LINEAR, Backbone, Found
 from adapterlab.errors import BackboneError, did_you_mean
@@ -27,6 +27,20 @@ def _check_targets(value: Any) -> Any:
 
 Targets = Annotated[Literal["all-linear"] | list[str], BeforeValidator(_check_targets)]
 Layers = Annotated[list[int] | None, Field(min_length=1)]
+
+
+class TargetConfig(MethodConfig):
+    """Options of methods that adapt modules found by name."""
+
+    target_modules: Targets = Field(
+        "all-linear",
+        description="'all-linear' (every linear in the layers), name endings or globs ['layer.*.attention.self.[qv]*']",
+    )
+    layers: Layers = Field(
+        None,
+        validation_alias=AliasChoices("layers", "layers_to_transform"),
+        description="indices of the layers to adapt, negative from the top; all if left out",
+    )
 
 
 def find_targets(

@@ -14,16 +14,16 @@ from pydantic import AliasChoices, Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from adapterlab.adapters.base import Method, MethodConfig
+from adapterlab.adapters.base import Method
 from adapterlab.adapters.patterns import chosen, matches
-from adapterlab.adapters.targets import Kinds, Layers, Targets, find_targets, name_endings, plain
+from adapterlab.adapters.targets import Kinds, TargetConfig, find_targets, name_endings, plain
 from adapterlab.backbones import LINEAR, Backbone, Found
 from adapterlab.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
 
-class TunerConfig(MethodConfig):
+class TunerConfig(TargetConfig):
     """Options that low-rank methods share."""
 
     alpha: float = Field(
@@ -38,15 +38,6 @@ class TunerConfig(MethodConfig):
         lt=1,
         validation_alias=AliasChoices("dropout", "lora_dropout"),
         description="dropout on the update's input",
-    )
-    target_modules: Targets = Field(
-        "all-linear",
-        description="'all-linear' (every linear in the layers), name endings or globs ['layer.*.attention.self.[qv]*']",
-    )
-    layers: Layers = Field(
-        None,
-        validation_alias=AliasChoices("layers", "layers_to_transform"),
-        description="indices of the layers to adapt, negative from the top; all if left out",
     )
     oversized_rank: bool = Field(
         False, description="allow a rank above a layer's smaller side, where it costs and gains nothing"

@@ -16,7 +16,7 @@ from adapterlab import adapter_folder
 from adapterlab.adapters import parse_config
 from adapterlab.converting import bottleneck, hub_folder, lora, own_folder, prefix
 from adapterlab.converting.fields import Tensors
-from adapterlab.converting.hub_folder import CONFIG, HubFolder, read_json
+from adapterlab.converting.hub_folder import CONFIG, HubFolder
 from adapterlab.converting.own_folder import OwnFolder
 from adapterlab.errors import AdapterFolderError, AdapterLabError
 
@@ -68,7 +68,7 @@ def convert(
         raise AdapterFolderError(
             f"'{source}' is no folder here ({Path.cwd()}). Give the folder of an adapter or a run."
         )
-    fields = read_json(source / CONFIG) if (source / CONFIG).is_file() else {}
+    fields = adapter_folder.read_json(source / CONFIG) if (source / CONFIG).is_file() else {}
     if fields and "peft_type" not in fields and not hub_folder.is_one(fields):
         raise AdapterFolderError(
             f"{source / CONFIG} is neither AdapterHub's, with 'config' and 'model_type', nor ours or peft's, with "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from adapterlab.adapter_folder import read_json
 from adapterlab.converting import heads
 from adapterlab.converting.fields import LORA, VERSION, Tensors, refusal
 from adapterlab.converting.heads import Head
@@ -95,21 +95,6 @@ def read(folder: Path, fields: dict[str, Any]) -> HubFolder:
         head,
         tuple(notes),
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        AdapterFolderError: it is none.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterFolderError(f"{path} can't be read as JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise AdapterFolderError(f"{path} must hold a JSON object, and holds a {type(content).__name__}.")
-    return content
 
 
 def _weights(folder: Path) -> Tensors:
