@@ -17,6 +17,7 @@ def frozen_features(model: Any, rows: Any, collate: Callable[..., Any], batch_si
         rows: encoded rows, as `Task.encode` gives them.
         collate: makes a padded batch of rows.
     """
+    rows = rows.remove_columns([name for name in rows.column_names if name.startswith("_")])
     device = next(model.parameters()).device
     order = np.argsort([len(ids) for ids in rows["input_ids"]])[::-1]
     result: Any = None

@@ -18,25 +18,22 @@ from rich.console import Console
 from rich.markup import escape
 
 from adapterlab.adapter_folder import save
-from adapterlab.attaching import Summary, attach, disabled, summary
+from adapterlab.attaching import Summary, attach, summary
 from adapterlab.data import Splits, load_splits
 from adapterlab.environment import describe_environment
-from adapterlab.features import frozen_features
 from adapterlab.guests import need_guests
 from adapterlab.pretrained import load_backbone, load_tokenizer, portable_address, quiet
 from adapterlab.recipe import Recipe, dump_recipe, load_recipe
-from adapterlab.tasks import Task
+from adapterlab.tasks import Predictions, ReportTable, Task
 from adapterlab.trainer_hooks import set_total_step
 from adapterlab.training import precision
 from adapterlab.training.callbacks import Narrator, read_metrics
+from adapterlab.training.evidence import RunEvidence
 from adapterlab.training.plot import plot_history
 from adapterlab.training.report import ResultRow, final_table, write_report
 from adapterlab.training.resuming import check_resumable
 from adapterlab.training.run_folder import RunFolder
 from adapterlab.training.trainer import build_trainer, planned_steps
-
-_PROBE_ROWS = 2000  # training rows that the linear probe of the untouched backbone sees, at most
-_PROBE = f"a logistic regression on its frozen features of up to {_PROBE_ROWS:,} training rows"
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,7 @@ class RunResult:
     method: str
     split: str
     metrics: dict[str, float]
-    majority: dict[str, float]
-    frozen: dict[str, float]
+    baselines: dict[str, dict[str, float]]  # what the adapter has to beat: metrics by name
     trained: int
     total: int
     seconds: float
@@ -59,20 +55,9 @@ class RunResult:
     @property
     def rows(self) -> list[ResultRow]:
         """The lines of the final table."""
-        adapter = ResultRow(
-            f"{self.method} adapter",
-            self.metrics,
-            self.trained,
-            self.total,
-            self.seconds,
-            self.peak_memory,
-            self.adapter_bytes,
-        )
-        return [
-            ResultRow("majority class", self.majority),
-            ResultRow("untouched backbone", self.frozen),
-            adapter,
-        ]
+        name, size = f"{self.method} adapter", self.adapter_bytes
+        adapter = ResultRow(name, self.metrics, self.trained, self.total, self.seconds, self.peak_memory, size)
+        return [*(ResultRow(name, metrics) for name, metrics in self.baselines.items()), adapter]
 
 
 @dataclass
@@ -188,28 +173,33 @@ def _train_and_report(
 ) -> RunResult | None:
     recipe, task, model = prepared.recipe, prepared.task, prepared.model
     narrator = Narrator(console, task.metrics)
-    trainer = build_trainer(recipe, task, model, prepared.tokenizer, prepared.rows, folder, narrator)
+    trainer = build_trainer(recipe, task, model, prepared.tokenizer, prepared.splits, prepared.rows, folder, narrator)
     started = time.perf_counter()
     with narrator:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     split = "test" if "test" in prepared.rows else "eval"
-    output = trainer.predict(prepared.rows[split])
+    seen = Predictions(trainer.outputs(prepared.rows[split]), prepared.rows[split], prepared.splits.named[split])
+    if trainer.is_world_process_zero():
+        save(model, folder.adapter)
+    told = len(task.notes)
+    with console.status("measuring what it has to beat"):
+        evidence = RunEvidence(
+            task, trainer, prepared.tokenizer, prepared.splits, prepared.rows, split, recipe.run.seed
+        )
+        baselines = task.baselines(evidence)
     if not trainer.is_world_process_zero():
         return None
-    save(model, folder.adapter)
     guest = need_guests(model).adapters["default"]
     if became := guest.method.report(model, guest.name, guest.config):
         prepared.notes.append(became)
-    with console.status("measuring the untouched backbone"):
-        frozen = _probe(prepared, split)
+    prepared.notes += task.notes[told:]
     result = RunResult(
         folder=folder.path,
         method=recipe.adapter.method,
         split=split,
-        metrics=task.compute_metrics(output.predictions, output.label_ids),
-        majority=task.majority_baseline(prepared.splits),
-        frozen=frozen,
+        metrics=task.measure(seen),
+        baselines=baselines,
         trained=prepared.counts.trainable,
         total=prepared.counts.total,
         seconds=seconds,
@@ -217,9 +207,10 @@ def _train_and_report(
         adapter_bytes=sum(file.stat().st_size for file in folder.adapter.iterdir()),
         notes=tuple(prepared.notes),
     )
-    _report(prepared, folder, result, task.details(output.predictions, output.label_ids))
+    _report(prepared, folder, result, task.tables(seen))
     console.print(final_table(result.rows, task.metrics, split=split))
-    console.print(f"[dim]untouched backbone: {_PROBE}[/dim]", highlight=False, soft_wrap=True)
+    for line in task.notes[told:]:
+        console.print(f"[dim]{escape(line)}[/dim]", highlight=False, soft_wrap=True)
     if became:
         console.print(became, highlight=False, soft_wrap=True, markup=False)
     for name, path in (("report", folder.report), ("picture", folder.picture)):
@@ -228,22 +219,12 @@ def _train_and_report(
     return result
 
 
-def _probe(prepared: _Prepared, split: str) -> dict[str, float]:
-    """Score a logistic regression on the features of the backbone as it was before training."""
-    train = prepared.rows["train"].shuffle(seed=prepared.recipe.run.seed)
-    train = train.select(range(min(_PROBE_ROWS, len(train))))
-    collate = prepared.task.collator(prepared.tokenizer)
-    with disabled(prepared.model) as model:
-        features = [frozen_features(model, rows, collate) for rows in (train, prepared.rows[split])]
-    return prepared.task.probe_baseline(features[0], train["labels"], features[1], prepared.rows[split]["labels"])
-
-
-def _report(prepared: _Prepared, folder: RunFolder, result: RunResult, details: dict[str, Any]) -> None:
+def _report(prepared: _Prepared, folder: RunFolder, result: RunResult, tables: list[ReportTable]) -> None:
     recipe, metrics = prepared.recipe, prepared.task.metrics
     title = f"{folder.path.name}: {recipe.adapter.method} on {recipe.model.name}"
     picture = None
     if recipe.log.plot and folder.metrics.exists():
-        baselines = {"majority class": result.majority[metrics[0]], "untouched backbone": result.frozen[metrics[0]]}
+        baselines = {name: found[metrics[0]] for name, found in result.baselines.items() if metrics[0] in found}
         history = read_metrics(folder.metrics)
         picture = plot_history(history, folder.picture, metrics[0], baselines=baselines, title=title)
     write_report(
@@ -253,9 +234,9 @@ def _report(prepared: _Prepared, folder: RunFolder, result: RunResult, details: 
         metrics=metrics,
         recipe_yaml=dump_recipe(recipe),
         split=result.split,
-        details=details,
+        tables=tables,
         sizes=prepared.splits.sizes,
-        notes=[*result.notes, f"Untouched backbone: {_PROBE}."],
+        notes=result.notes,
         environment=describe_environment(),
         picture=picture.name if picture else None,
     )

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from adapterlab.adapter_folder import EXTRA, AdapterFiles, read
 from adapterlab.data import load_rows, load_splits
-from adapterlab.errors import AdapterFolderError, RunFolderError
+from adapterlab.errors import AdapterFolderError, DataError, RunFolderError
 from adapterlab.loading import load, local_folder
 from adapterlab.pretrained import load_backbone, load_tokenizer, quiet
 from adapterlab.recipe import load_recipe
-from adapterlab.tasks import Task
+from adapterlab.tasks import Predictions, Task
 from adapterlab.training.precision import device
 from adapterlab.training.run_folder import RunFolder
+from adapterlab.training.trainer import by_length
 
 _CHUNK = 64  # batches that are sorted by length together: memory stays bounded, padding small
 
 
 class Predictor:
-    """A trained adapter on its backbone, ready for texts.
+    """A trained adapter on its backbone, ready for rows.
 
     Args:
         source: a run folder, an adapter folder that a run wrote, or a Hub id of one.
@@ -46,34 +49,66 @@ class Predictor:
         load(self.model, files.folder)
         self.model.eval().to(device())
 
-    def predict(self, texts: Iterable[str], batch_size: int = 32) -> Iterator[dict[str, Any]]:
-        """Yield an answer per text, in order: text, label, score and the probability of each label.
+    def predict(self, rows: Iterable[str | Mapping[str, Any]], batch_size: int = 32) -> Iterator[dict[str, Any]]:
+        """Yield an answer per row, in order: the row's inputs, and what the task gives for them.
 
-        `texts` is read as answers are taken, so it may be longer than memory.
+        Args:
+            rows: a mapping of the task's inputs each, or a plain text where the task has one input. They are read as
+                answers are taken, so there may be more than memory holds.
+            batch_size: rows per forward pass.
+
+        Raises:
+            DataError: a row lacks an input, or it can't be used; the message counts rows from 1.
         """
-        for chunk in _chunks(texts, batch_size * _CHUNK):
-            answers = self.task.decode(self.logits([{"text": text} for text in chunk], batch_size))
-            for text, answer in zip(chunk, answers, strict=True):
-                yield {"text": text, **answer}
+        numbered = enumerate(rows, start=1)
+        for chunk in _chunks(numbered, batch_size * _CHUNK):
+            given = [self._inputs(row, number) for number, row in chunk]
+            answers = self.task.decode(self.run(Dataset.from_list(given), batch_size))
+            for row, answer in zip(given, answers, strict=True):
+                yield {**row, **answer}
 
-    def logits(self, rows: list[dict[str, Any]], batch_size: int = 32) -> np.ndarray[Any, Any]:
-        """Return the logits of rows, in order; batches hold texts of about equal length."""
-        from datasets import Dataset
-
+    def run(self, rows: Dataset, batch_size: int = 32, *, name: str = "data") -> Predictions:
+        """Run the model on rows under the task's column names; batches hold rows of about equal length."""
         with quiet():
-            encoded = self.task.encode(Dataset.from_list(rows), self.tokenizer, self.max_length)
+            encoded = self.task.encode(rows, self.tokenizer, self.max_length, name=name)
         collate = self.task.collator(self.tokenizer)
-        order = np.argsort([-len(ids) for ids in encoded["input_ids"]], kind="stable")
-        results: list[Any] = [None] * len(rows)
+        taken = {*inspect.signature(self.model.forward).parameters, *self.task.extra_inputs, "labels"}
+        features = encoded.select_columns([column for column in encoded.column_names if column in taken])
+        order = by_length(encoded)
+        results: list[Any] = [None] * len(encoded)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = collate([encoded[int(index)] for index in chosen])
-            batch = {key: tensor.to(self.model.device) for key, tensor in batch.items() if key != "labels"}
+            batch = collate([features[index] for index in chosen])
+            batch = {key: tensor.to(self.model.device) for key, tensor in batch.items()}
             with torch.inference_mode():
-                output = self.model(**batch).logits.float().cpu().numpy()
-            for index, row in zip(chosen, output, strict=True):
-                results[index] = row
-        return np.stack(results)
+                _, outputs = self.task.forward(self.model, batch)
+                kept = self.task.outputs(outputs, batch)
+            parts = [part.float().cpu().numpy() for part in (kept if isinstance(kept, tuple) else (kept,))]
+            for place, index in enumerate(chosen):
+                found = tuple(part[place] for part in parts)
+                results[index] = found if isinstance(kept, tuple) else found[0]
+        return Predictions(_stacked(results), encoded, rows)
+
+    def _inputs(self, row: str | Mapping[str, Any], number: int) -> dict[str, Any]:
+        needed = [name for name in self.task.inputs if name not in self.task.optional]
+        if isinstance(row, str):
+            if len(needed) != 1:
+                raise DataError(
+                    f"row {number} is a plain text, and a {self.task.type} task reads {' and '.join(needed)}: "
+                    "give a mapping with these keys."
+                )
+            row = {needed[0]: row}
+        if missing := [name for name in needed if row.get(name) is None]:
+            raise DataError(f"row {number} lacks {', '.join(missing)}; its keys: {', '.join(map(str, row)) or 'none'}.")
+        given: dict[str, Any] = {name: row.get(name) for name in self.task.inputs if name in row or name in needed}
+        for name, value in given.items():
+            try:  # an empty text is a fair question, though nothing can be learned from it
+                given[name] = value if isinstance(value, str) or value is None else self.task.clean(name, value)
+            except (TypeError, ValueError) as error:
+                raise DataError(f"row {number}, {name}: {error}") from error
+        if wrong := self.task.check(given):
+            raise DataError(f"row {number}: {wrong}")
+        return given
 
 
 def evaluate(source: str | Path, data: str | None = None, batch_size: int = 64) -> dict[str, Any]:
@@ -103,9 +138,7 @@ def evaluate(source: str | Path, data: str | None = None, batch_size: int = 64) 
     else:
         rows, _ = load_rows(data, recipe.data, predictor.task)
     predictor.task.check_labels(rows, data or "test")
-    logits = predictor.logits(rows.to_list(), batch_size)
-    labels = predictor.task.encode(rows, predictor.tokenizer, predictor.max_length)["labels"]
-    return {**predictor.task.compute_metrics(logits, np.asarray(labels)), "rows": len(rows)}
+    return {**predictor.task.measure(predictor.run(rows, batch_size)), "rows": len(rows)}
 
 
 def _about(files: AdapterFiles) -> dict[str, Any]:
@@ -122,7 +155,22 @@ def _about(files: AdapterFiles) -> dict[str, Any]:
     return files.extra
 
 
-def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
+def _stacked(results: list[Any]) -> Any:
+    """Return what the Trainer would: arrays, padded with -100 where rows differ in length."""
+    if isinstance(results[0], tuple):
+        return tuple(_stacked(list(parts)) for parts in zip(*results, strict=True))
+    longest: Any = np.max([part.shape for part in results], axis=0)
+    stacked = np.full((len(results), *map(int, longest)), -100, dtype=np.float32)
+    for row, part in enumerate(results):
+        place: Any = (row, *(slice(length) for length in part.shape))
+        stacked[place] = part
+    return stacked
+
+
+T = TypeVar("T")
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk

@@ -12,12 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from adapterlab.cli.console import busy, done, examples, is_main_process, note, out
+from adapterlab.cli.show import EXTRA
 from adapterlab.errors import ConfigError, DataError, RunFolderError, unknown_name
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run, e.g. runs/quickstart.")]
 Adapter = Annotated[
     str, typer.Argument(metavar="RUN", help="A finished run, an adapter folder that a run wrote, or a Hub id of one.")
 ]
+
+
+Answer = tuple[dict[str, Any], dict[str, Any]]  # as the task gives it, and as a table's row
 
 
 class Format(StrEnum):
@@ -58,14 +62,16 @@ def evaluate(
 )
 def predict(
     run: Adapter,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to classify.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT", help="Texts, where the task reads one text a row.")
+    ] = None,
     file: Annotated[
         str | None,
-        typer.Option("--file", metavar="FILE", help="Texts from a file: txt (one a line), csv, tsv, jsonl, parquet."),
+        typer.Option("--file", metavar="FILE", help="Rows from a file: txt (a text a line), csv, tsv, jsonl, parquet."),
     ] = None,
     column: Annotated[
         str | None,
-        typer.Option("--column", help="The file's column with the text. Default: as in the run's recipe."),
+        typer.Option("--column", help="The file's column with the text. Default: columns as in the run's recipe."),
     ] = None,
     destination: Annotated[
         Path | None,
@@ -77,14 +83,17 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts per forward pass.")] = 32,
 ) -> None:
-    """Classify texts, given here, in a file or on stdin (one a line), with the probability of each label."""
+    """Answer for rows: texts given here or on stdin (one a line), or the rows of a file.
+
+    What an answer is, the run's task says: a label with the probability of each, spans, a text.
+    """
     form = _format(form, destination, bool(texts))
     given = _given(run, texts, file, column)
     with busy("loading the model"):
         from adapterlab.predicting import Predictor
 
         predictor = Predictor(run)
-    answers = predictor.predict(given, batch_size)
+    answers = ((answer, predictor.task.flat(answer)) for answer in predictor.predict(given, batch_size))
     if form is Format.table:
         _print_table(answers)
     elif destination is None:
@@ -109,7 +118,7 @@ def _format(form: Format | None, destination: Path | None, has_texts: bool) -> F
     return form or kinds[destination.suffix]
 
 
-def _given(run: str, texts: list[str] | None, file: str | None, column: str | None) -> Iterable[str]:
+def _given(run: str, texts: list[str] | None, file: str | None, column: str | None) -> Iterable[str | dict[str, Any]]:
     if texts and file:
         raise ConfigError("give texts or --file, not both.")
     if column and not file:
@@ -136,49 +145,67 @@ def _from_stdin() -> list[str]:
     return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
 
 
-def _from_file(run: str, file: str, column: str | None) -> list[str]:
+def _from_file(run: str, file: str, column: str | None) -> list[str] | list[dict[str, Any]]:
     from adapterlab.data import read_table
+    from adapterlab.tasks import TASKS
 
     rows = read_table(file)
-    wanted = column or ("text" if Path(file).suffix == ".txt" else _text_column(run))
-    if wanted not in rows.column_names:
-        fix = "Name it with --column." if column is None else ""
-        raise DataError(f"{file}: {unknown_name('column', wanted, rows.column_names, fix)}")
-    return ["" if value is None else str(value) for value in rows[wanted]]
+    state = _task_state(run)
+    task = TASKS.get(state.get("type", "classification"))
+    if column is None and Path(file).suffix == ".txt":
+        column = "text"
+    mapping = state.get("columns") or {}
+    wanted = {name: mapping.get(name, name) for name in task.inputs}
+    if column is not None:
+        needed = [name for name in task.inputs if name not in task.optional]
+        if len(needed) != 1:
+            raise ConfigError(f"--column names one column, and a {task.type} task reads {' and '.join(needed)}.")
+        wanted = {needed[0]: column}
+    for name, source in list(wanted.items()):
+        if source in rows.column_names:
+            continue
+        if name not in task.optional:
+            fix = "Name it with --column." if column is None and len(task.inputs) == 1 else ""
+            raise DataError(f"{file}: {unknown_name('column', source, rows.column_names, fix)}")
+        del wanted[name]
+    if list(wanted) == ["text"]:
+        return ["" if value is None else str(value) for value in rows[wanted["text"]]]
+    return [{name: row[source] for name, source in wanted.items()} for row in rows]
 
 
-def _text_column(run: str) -> str:
-    """Return what the run's recipe calls the text column."""
-    from adapterlab.recipe import strict_yaml
+def _task_state(run: str) -> dict[str, Any]:
+    """Return what the adapter says of its task, without loading the model."""
+    import json
 
-    recipe = Path(run) / "recipe.yaml"
-    if not recipe.is_file():
-        return "text"
-    value: Any = strict_yaml.parse(recipe.read_text("utf-8"), str(recipe)).value
-    columns = (value.get("data") or {}).get("columns") or {} if isinstance(value, dict) else {}
-    return str(columns.get("text", "text"))
+    for file in (Path(run) / "adapter" / EXTRA, Path(run) / EXTRA):
+        if file.is_file():
+            state = json.loads(file.read_text("utf-8")).get("task")
+            return state if isinstance(state, dict) else {}
+    return {}
 
 
-def _print_table(answers: Iterable[dict[str, Any]]) -> None:
+def _print_table(answers: Iterable[Answer]) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, answer in enumerate(answers):
+    for index, (answer, flat) in enumerate(answers):
         if index == 0:
-            table.add_column("text", overflow="fold")
-            table.add_column("label")
-            for label in answer["probabilities"]:
-                table.add_column(f"p({label})", justify="right")
-        shares = (
-            Text(f"{share:.3f}", style="bold" if label == answer["label"] else "dim")
-            for label, share in answer["probabilities"].items()
-        )
-        table.add_row(Text(answer["text"]), Text(answer["label"], style="cyan"), *shares)
+            for name in flat:
+                shown = f"p({name[2:]})" if name.startswith("p_") else name
+                table.add_column(shown, overflow="fold", justify="right" if name.startswith("p_") else "left")
+        best = f"p_{answer.get('label')}"
+        cells = [
+            Text(f"{value:.3f}", style="bold" if name == best else "dim" if name.startswith("p_") else "")
+            if isinstance(value, float)
+            else Text("" if value is None else str(value), style="cyan" if name == "label" else "")
+            for name, value in flat.items()
+        ]
+        table.add_row(*cells)
     out().print(table, highlight=False)
 
 
-def _write(answers: Iterable[dict[str, Any]], stream: Any, form: Format) -> int:
+def _write(answers: Iterable[Answer], stream: Any, form: Format) -> int:
     count = 0
     for lines in _lines(answers, form):
         stream.write(lines)
@@ -187,16 +214,14 @@ def _write(answers: Iterable[dict[str, Any]], stream: Any, form: Format) -> int:
     return count
 
 
-def _lines(answers: Iterable[dict[str, Any]], form: Format) -> Iterator[str]:
+def _lines(answers: Iterable[Answer], form: Format) -> Iterator[str]:
     import csv
     import json
 
-    for index, answer in enumerate(answers):
+    for index, (answer, row) in enumerate(answers):
         if form is Format.jsonl:
             yield json.dumps(answer, ensure_ascii=False) + "\n"
             continue
-        row = {key: answer[key] for key in ("text", "label", "score")}
-        row |= {f"p_{label}": share for label, share in answer["probabilities"].items()}
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, list(row), lineterminator="\n")
         if index == 0:
@@ -205,7 +230,7 @@ def _lines(answers: Iterable[dict[str, Any]], form: Format) -> Iterator[str]:
         yield buffer.getvalue()
 
 
-def _write_file(answers: Iterable[dict[str, Any]], destination: Path, form: Format) -> int:
+def _write_file(answers: Iterable[Answer], destination: Path, form: Format) -> int:
     """Write beside the destination and rename at the end: a failure leaves nothing half-written."""
     part = destination.with_name(f".{destination.name}.part")
     try:

@@ -4,7 +4,7 @@ A task is one file: subclass `Task`, decorate it with `@register_task("name")`. 
 module in the entry-point group "adapterlab.tasks" (and "adapterlab.metrics" for metrics).
 """
 
-from adapterlab.tasks.base import TASKS, Task, TaskOptions, register_task
+from adapterlab.tasks.base import TASKS, Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
 from adapterlab.tasks.classification import Classification
 from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
 
@@ -12,7 +12,10 @@ __all__ = [
     "METRICS",
     "TASKS",
     "Classification",
+    "Evidence",
     "MetricSpec",
+    "Predictions",
+    "ReportTable",
     "Task",
     "TaskOptions",
     "compute",

@@ -1,9 +1,11 @@
-"""What a task is: its columns, its model class, how rows become tensors and logits become answers."""
+"""What a task is: its columns, its model class, how rows become batches and a model's outputs become answers."""
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,7 +15,6 @@ from adapterlab.registry import Registry
 from adapterlab.tasks.metrics import METRICS, compute
 
 if TYPE_CHECKING:
-    import numpy as np
     from datasets import Dataset
 
     from adapterlab.data import Splits
@@ -46,6 +47,50 @@ class DataSettings(Protocol):
     def labels(self) -> Sequence[str] | None: ...
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What a model gave for rows: `outputs` as `Task.outputs` names them, a row (or padded row) for each of `encoded`.
+
+    `encoded` is what `Task.encode` made of `rows`; where it makes several of one row, or drops some, its column
+    `_row` says whose they are.
+    """
+
+    outputs: Any
+    encoded: Dataset
+    rows: Dataset
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table of the report beside the metrics."""
+
+    title: str
+    header: Sequence[str]
+    body: Sequence[Sequence[str]]
+    said: str = ""  # a sentence above it
+
+
+class Evidence(Protocol):
+    """What a task may compare its adapter with: the untouched backbone on the same rows."""
+
+    @property
+    def splits(self) -> Splits:
+        """The rows."""
+
+    @property
+    def split(self) -> str:
+        """Which of them are measured on: "test" or "eval"."""
+
+    def encoded(self, split: str, limit: int | None = None) -> Dataset:
+        """Return encoded rows; of more than `limit`, a seeded draw."""
+
+    def features(self, encoded: Dataset) -> Any:
+        """Return the mean of the untouched backbone's last hidden states for each encoded row."""
+
+    def untouched(self) -> Predictions:
+        """Return what the model gives with its adapter disabled."""
+
+
 class Task(ABC):
     """A kind of task. An instance is one recipe's: `fit` learns its labels, `notes` collects for the report.
 
@@ -62,9 +107,12 @@ class Task(ABC):
     type: ClassVar[str] = ""  # set by the registry
     summary: ClassVar[str]
     columns: ClassVar[dict[str, str]]  # the task's column names, each with a description
+    optional: ClassVar[tuple[str, ...]] = ()  # those that a file may lack
     inputs: ClassVar[tuple[str, ...]]  # those that the model sees
     strata: ClassVar[str | None] = None  # the one whose proportions splits keep
     auto_class: ClassVar[str]  # in transformers
+    extra_inputs: ClassVar[tuple[str, ...]] = ()  # columns of a batch that `forward` reads and the model doesn't take
+    counts_items: ClassVar[bool] = False  # whether `forward` divides its loss by the number of items it is given
     default_metrics: ClassVar[tuple[str, ...]]
     Options: ClassVar[OptionsClass] = TaskOptions
 
@@ -139,7 +187,15 @@ class Task(ABC):
 
     @abstractmethod
     def clean(self, column: str, value: Any) -> Any:
-        """Return a value as the task uses it, or None where it is missing or empty."""
+        """Return a value as the task uses it, or None where it is missing or empty.
+
+        Raises:
+            ValueError: it is of the wrong kind; the message goes on after "data.csv, column 'text' as text: ".
+        """
+
+    def check(self, row: Mapping[str, Any]) -> str | None:
+        """Say what is wrong with a row of clean values, e.g. that a span lies outside its text; None is nothing."""
+        return None
 
     @abstractmethod
     def fit(self, splits: Splits) -> None:
@@ -149,47 +205,69 @@ class Task(ABC):
             DataError: the rows can't be learned from; the message says which and why.
         """
 
-    @abstractmethod
-    def check_labels(self, dataset: Dataset, name: str) -> None:
+    def check_labels(self, dataset: Dataset, name: str) -> None:  # noqa: B027
         """Check rows, read later, against the labels learned; `name` is for the message.
 
         Raises:
             DataError: rows have a label that isn't known.
         """
 
-    @abstractmethod
     def model_kwargs(self) -> dict[str, Any]:
         """Return what `from_pretrained` needs to know of the task."""
+        return {}
 
     @abstractmethod
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
-        """Turn rows into token ids (and labels, where there are any); `name` is the split's, for notes."""
+        """Turn rows into token ids (and labels, where there are any); `name` is the split's, for notes.
 
-    @abstractmethod
+        Columns whose names begin with "_" are the task's own notes (offsets, `_row`): no batch holds them.
+        """
+
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """Return what makes a batch of encoded rows, padded to the longest of them."""
+        """Return what makes a batch of encoded rows: padded to the longest of them, unless a task wants otherwise."""
+        from transformers import DataCollatorWithPadding
+
+        return DataCollatorWithPadding(tokenizer)
+
+    def forward(self, model: Any, batch: dict[str, Any], items: Any = None) -> tuple[Any, Any]:
+        """Run the model on a batch; return its loss (None without labels) and its outputs.
+
+        Args:
+            items: how many items the whole optimizer step has, over all batches and processes, if `counts_items`.
+        """
+        outputs = model(**batch)
+        return getattr(outputs, "loss", None), outputs
+
+    def outputs(self, outputs: Any, batch: dict[str, Any]) -> Any:
+        """Return what is kept of a batch's outputs: a tensor of (rows, ...), or a tuple of them."""
+        return outputs.logits
 
     @abstractmethod
-    def compute_metrics(self, logits: Any, labels: Any) -> dict[str, float]:
-        """Compute the task's metrics of logits against true labels."""
+    def measure(self, seen: Predictions) -> dict[str, float]:
+        """Compute the task's metrics.
+
+        Raises:
+            AdapterLabError: the outputs hold NaN.
+        """
 
     @abstractmethod
-    def decode(self, logits: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
-        """Turn logits into answers, one dict a row."""
+    def decode(self, seen: Predictions) -> list[dict[str, Any]]:
+        """Turn outputs into answers, one dict for each of the rows."""
 
-    @abstractmethod
-    def majority_baseline(self, splits: Splits) -> dict[str, float]:
-        """Compute the metrics of always giving train's most frequent answer, on test (or eval)."""
+    def flat(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Return an answer as a table's row holds it; lists and mappings become JSON."""
+        return {
+            key: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+            for key, value in answer.items()
+        }
 
-    @abstractmethod
-    def probe_baseline(
-        self, train_features: Any, train_labels: Any, test_features: Any, test_labels: Any
-    ) -> dict[str, float]:
-        """Compute the metrics of a linear model on the untouched backbone's features."""
+    def baselines(self, evidence: Evidence) -> dict[str, dict[str, float]]:
+        """Return the metrics of what the adapter has to beat, by name: the final table's first rows."""
+        return {}
 
-    @abstractmethod
-    def details(self, logits: Any, labels: Any) -> dict[str, Any]:
+    def tables(self, seen: Predictions) -> list[ReportTable]:
         """Return what the report shows beside the metrics."""
+        return []
 
     def score(self, predictions: Any, references: Any) -> dict[str, float]:
         """Compute the task's metrics of predictions against references."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from adapterlab.data.sources import bars_only_on_terminal
 from adapterlab.errors import AdapterLabError, DataError, did_you_mean
-from adapterlab.tasks.base import Task, register_task
+from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, register_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _MANY = 20  # from so many classes on, a class for every other row is no class
 _SHOWN = 6  # so many class names at most in a message
+_MATRIX = 12  # with more classes than this, the report lists the commonest confusions instead of the matrix
+_PROBE_ROWS = 2000  # training rows that the linear probe of the untouched backbone sees, at most
 
 
 @register_task("classification")
@@ -130,24 +132,14 @@ class Classification(Task):
             self.note(f"{name}: {share} of {len(dataset):,} texts cut to {limit} tokens (data.max_length).")
         return encoded
 
-    def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """Pad to the longest text of the batch."""
-        from transformers import DataCollatorWithPadding
+    def measure(self, seen: Predictions) -> dict[str, float]:
+        """Compute the task's metrics; a model that gives NaN is told apart from a bad one."""
+        return self.score(_predicted(seen.outputs), seen.encoded["labels"])
 
-        return DataCollatorWithPadding(tokenizer)
-
-    def compute_metrics(self, logits: Any, labels: Any) -> dict[str, float]:
-        """Compute the task's metrics; a model that gives NaN is told apart from a bad one.
-
-        Raises:
-            AdapterLabError: the logits hold NaN.
-        """
-        return self.score(_predicted(logits), np.asarray(labels))
-
-    def decode(self, logits: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
+    def decode(self, seen: Predictions) -> list[dict[str, Any]]:
         """Return label, score and the probability of every class, one dict a row."""
         self._need_labels()
-        values = np.asarray(logits, dtype=np.float64)
+        values = np.asarray(seen.outputs, dtype=np.float64)
         powers = np.exp(values - values.max(axis=-1, keepdims=True))
         probabilities = powers / powers.sum(axis=-1, keepdims=True)
         answers = []
@@ -156,57 +148,77 @@ class Classification(Task):
             answers.append({"label": self.labels[best], "score": float(row[best]), "probabilities": named})
         return answers
 
-    def majority_baseline(self, splits: Splits) -> dict[str, float]:
-        """Give train's most frequent class to every row of test (or eval)."""
-        self._need_labels()
-        most = Counter(splits.train["label"]).most_common(1)[0][0]
-        rows = splits.eval if splits.test is None else splits.test
-        true = [self.labels.index(label) for label in rows["label"]]
-        return self.score([self.labels.index(most)] * len(true), true)
+    def flat(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Give each class's probability a column of its own."""
+        shares = {f"p_{label}": share for label, share in answer["probabilities"].items()}
+        return {key: value for key, value in answer.items() if key != "probabilities"} | shares
 
-    def probe_baseline(
-        self, train_features: Any, train_labels: Any, test_features: Any, test_labels: Any
-    ) -> dict[str, float]:
-        """Fit a logistic regression on the frozen backbone's features; labels are class numbers."""
-        import warnings
+    def baselines(self, evidence: Evidence) -> dict[str, dict[str, float]]:
+        """Compare with train's most frequent class, and with a logistic regression on the frozen features."""
+        train = evidence.encoded("train", _PROBE_ROWS)
+        rows = evidence.encoded(evidence.split)
+        predicted = _probe(evidence.features(train), train["labels"], evidence.features(rows))
+        self.note(f"Untouched backbone: a logistic regression on its frozen features of {len(train):,} training rows.")
+        return {
+            "majority class": self._majority(evidence.splits.train["label"], rows["labels"]),
+            "untouched backbone": self.score(predicted, rows["labels"]),
+        }
 
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # as a yardstick it need not be converged
-            probe.fit(np.asarray(train_features, dtype=np.float32), np.asarray(train_labels))
-        predicted = probe.predict(np.asarray(test_features, dtype=np.float32))
-        return self.score(predicted, np.asarray(test_labels))
-
-    def details(self, logits: Any, labels: Any) -> dict[str, Any]:
-        """Return the confusion matrix (rows: true classes) and each class's precision, recall, F1 and size."""
+    def tables(self, seen: Predictions) -> list[ReportTable]:
+        """Show each class's precision, recall, F1 and size, and the confusion matrix."""
         from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-        self._need_labels()
         numbers = list(range(len(self.labels)))
-        true, predicted = np.asarray(labels), _predicted(logits)
+        true, predicted = np.asarray(seen.encoded["labels"]), _predicted(seen.outputs)
         scores = precision_recall_fscore_support(true, predicted, labels=numbers, zero_division=0)
-        return {
-            "labels": list(self.labels),
-            "confusion": confusion_matrix(true, predicted, labels=numbers).tolist(),
-            "per_class": [
-                {"label": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-                for name, p, r, f, n in zip(self.labels, *scores, strict=True)
-            ],
-        }
+        per_class = [
+            [name, f"{p:.3f}", f"{r:.3f}", f"{f:.3f}", f"{n:,}"]
+            for name, p, r, f, n in zip(self.labels, *scores, strict=True)
+        ]
+        return [
+            ReportTable("Each class", ["class", "precision", "recall", "F1", "rows"], per_class),
+            self._confusions(confusion_matrix(true, predicted, labels=numbers)),
+        ]
+
+    def _confusions(self, matrix: np.ndarray[Any, Any]) -> ReportTable:
+        if len(self.labels) <= _MATRIX:
+            body = [
+                [name, *(f"**{n:,}**" if i == j else f"{n:,}" for j, n in enumerate(counts))]
+                for i, (name, counts) in enumerate(zip(self.labels, matrix, strict=True))
+            ]
+            said = "A row is the true class, a column what was predicted."
+            return ReportTable("Confusion matrix", ["true \\ predicted", *self.labels], body, said)
+        pairs = [(n, i, j) for i, counts in enumerate(matrix) for j, n in enumerate(counts) if i != j and n]
+        body = [[self.labels[i], self.labels[j], f"{n:,}"] for n, i, j in sorted(pairs, reverse=True)[:_MATRIX]]
+        return ReportTable("Commonest confusions", ["true", "predicted", "rows"], body)
+
+    def _majority(self, train: Sequence[str], true: Sequence[int]) -> dict[str, float]:
+        most = Counter(train).most_common(1)[0][0]
+        return self.score([self.labels.index(most)] * len(true), true)
 
     def _need_labels(self) -> None:
         if not self.labels:
             raise AdapterLabError("the class names aren't known yet: call task.fit(splits), or give data.labels")
 
 
+def _probe(train_features: Any, train_labels: Any, features: Any) -> Any:
+    """Return what a logistic regression, fitted on train's features, predicts."""
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # as a yardstick it need not be converged
+        probe.fit(train_features, train_labels)
+    return probe.predict(features)
+
+
 def _predicted(logits: Any) -> np.ndarray[Any, Any]:
-    # Some models return more than logits (GPT-2's cache); the logits come first.
-    values = np.asarray(logits[0] if isinstance(logits, tuple | list) and np.ndim(logits[0]) == 2 else logits)
+    values = np.asarray(logits)
     if np.isnan(values).any():
         raise AdapterLabError(
             "the model gives NaN: training has diverged. Lower optim.lr, or set optim.precision=fp32."

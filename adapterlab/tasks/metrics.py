@@ -20,6 +20,7 @@ class MetricSpec:
         build: returns an `evaluate.Metric`; called when the metric is first needed, so that it may import.
         tasks: the task types whose predictions it understands.
         higher_is_better: which way is up, for `eval.best` and patience.
+        is_share: whether differences are told in points (hundredths); else in per cent.
     """
 
     name: str
@@ -27,6 +28,7 @@ class MetricSpec:
     build: Callable[[], Any]
     tasks: tuple[str, ...] = ("classification",)
     higher_is_better: bool = True
+    is_share: bool = True
 
 
 METRICS: Registry[MetricSpec] = Registry("metric", group="adapterlab.metrics")

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterlab.tasks.metrics import METRICS
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-_MATRIX = 12  # with more classes than this, the report lists the commonest confusions instead of the matrix
+    from adapterlab.tasks import ReportTable
 
 
 @dataclass
@@ -51,15 +53,18 @@ def markdown_table(rows: Sequence[ResultRow], metrics: Sequence[str]) -> str:
 
 
 def gain(rows: Sequence[ResultRow], metrics: Sequence[str]) -> str:
-    """Say what the last row's first metric gains over each row before it, in points."""
+    """Say what the last row's first metric gains over those before: in points, or in per cent if it is no share."""
     if len(rows) < 2 or not metrics or metrics[0] not in rows[-1].metrics:
         return ""
-    name = metrics[0]
-    parts = [
-        f"{100 * (rows[-1].metrics[name] - row.metrics[name]):+.1f} points over the {row.name}"
-        for row in rows[:-1]
-        if name in row.metrics
-    ]
+    name, ours = metrics[0], rows[-1].metrics[metrics[0]]
+    in_points = name not in METRICS or METRICS.get(name).is_share
+    parts = []
+    for row in rows[:-1]:
+        theirs = row.metrics.get(name)
+        if theirs is not None and in_points:
+            parts.append(f"{100 * (ours - theirs):+.1f} points over the {row.name}")
+        elif theirs:
+            parts.append(f"{100 * (ours / theirs - 1):+.1f} % against the {row.name}")
     return f"{name}: {', '.join(parts)}" if parts else ""
 
 
@@ -71,7 +76,7 @@ def write_report(
     metrics: Sequence[str],
     recipe_yaml: str,
     split: str = "test",
-    details: Mapping[str, Any] | None = None,
+    tables: Sequence[ReportTable] = (),
     sizes: Mapping[str, int] | None = None,
     notes: Sequence[str] = (),
     environment: Mapping[str, Any] | None = None,
@@ -86,7 +91,7 @@ def write_report(
         metrics: the table's metric columns, the one that counts first.
         recipe_yaml: the resolved recipe.
         split: what the metrics were measured on.
-        details: what `Task.details` returns.
+        tables: what `Task.tables` returns.
         sizes: rows per split.
         notes: what was found and done on the way (`Splits.notes`, `Task.notes`).
         environment: versions and hardware, by name.
@@ -97,8 +102,8 @@ def write_report(
         parts.append(line)
     if picture:
         parts.append(f"![train and eval loss, {metrics[0] if metrics else 'metric'}]({picture})")
-    if details and "confusion" in details:
-        parts += _where_it_errs(details)
+    for table in tables:
+        parts += [f"## {table.title}", *([table.said] if table.said else []), _markdown(table.header, table.body)]
     if sizes or notes:
         parts.append("## Data")
     if sizes:
@@ -173,22 +178,3 @@ def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     numbers = [all(row[i][:1].isdigit() or row[i][:1] in "-*" for row in body) for i in range(len(header))]
     rule = ["--:" if number and i else "---" for i, number in enumerate(numbers)]
     return "\n".join([line(header), "| " + " | ".join(rule) + " |", *map(line, body)])
-
-
-def _where_it_errs(details: Mapping[str, Any]) -> list[str]:
-    labels, matrix = list(details["labels"]), details["confusion"]
-    per_class = [
-        [row["label"], *(f"{row[name]:.3f}" for name in ("precision", "recall", "f1")), f"{row['support']:,}"]
-        for row in details["per_class"]
-    ]
-    parts = ["## Each class", _markdown(["class", "precision", "recall", "F1", "rows"], per_class)]
-    if len(labels) <= _MATRIX:
-        body = [
-            [name, *(f"**{n:,}**" if i == j else f"{n:,}" for j, n in enumerate(counts))]
-            for i, (name, counts) in enumerate(zip(labels, matrix, strict=True))
-        ]
-        said = "A row is the true class, a column what was predicted."
-        return [*parts, "## Confusion matrix", said, _markdown(["true \\ predicted", *labels], body)]
-    pairs = [(n, i, j) for i, counts in enumerate(matrix) for j, n in enumerate(counts) if i != j and n]
-    body = [[labels[i], labels[j], f"{n:,}"] for n, i, j in sorted(pairs, reverse=True)[:_MATRIX]]
-    return [*parts, "## Commonest confusions", _markdown(["true", "predicted", "rows"], body)]

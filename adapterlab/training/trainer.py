@@ -5,34 +5,112 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
+from datasets import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import nested_detach
 
+from adapterlab.data import Splits
 from adapterlab.recipe import Recipe
-from adapterlab.tasks import METRICS, Task
+from adapterlab.tasks import METRICS, Predictions, Task
 from adapterlab.training import precision
 from adapterlab.training.callbacks import MetricsLog, Narrator
 from adapterlab.training.run_folder import RunFolder
 
 
+class TaskTrainer(Trainer):
+    """A Trainer whose loss, outputs and metrics are the task's.
+
+    Args:
+        task: the task.
+        measure: computes the metrics of the eval rows' outputs.
+        options: for `Trainer`.
+    """
+
+    compute_metrics: Any
+
+    def __init__(self, task: Task, measure: Callable[[Any], dict[str, float]], **options: Any) -> None:
+        self.task = task
+        super().__init__(
+            compute_metrics=lambda output: measure(_in_order(output.predictions, self.eval_dataset)), **options
+        )
+        # Classification models accept **kwargs but ignore the item count that the Trainer passes for its loss, which
+        # would then be multiplied by the number of processes and not divided by the accumulated batches.
+        self.model_accepts_loss_kwargs = task.counts_items
+
+    def outputs(self, encoded: Dataset) -> Any:
+        """Return the task's outputs for encoded rows, in their order."""
+        measure, self.compute_metrics = self.compute_metrics, None
+        try:
+            return _in_order(self.predict(encoded).predictions, encoded)
+        finally:
+            self.compute_metrics = measure
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Have the task compute the loss."""
+        loss, outputs = self.task.forward(model, inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """Return loss and the task's outputs; what is true is read from the rows, not from here."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.task.forward(model, inputs)
+        kept = nested_detach(self.task.outputs(outputs, inputs))
+        first = kept[0] if isinstance(kept, tuple) else kept
+        return None if loss is None else loss.detach().mean(), kept, first.new_zeros(len(first))
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return by_length(eval_dataset)  # little padding; `_in_order` puts the outputs back
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns: list[str] = list({*self._signature_columns, *self.task.extra_inputs})
+
+
+def by_length(encoded: Any) -> list[int]:
+    """Return the places of encoded rows, the longest first: what needs most memory shows at once."""
+    return sorted(range(len(encoded)), key=[-len(ids) for ids in encoded["input_ids"]].__getitem__)
+
+
+def _in_order(outputs: Any, encoded: Any) -> Any:
+    if isinstance(outputs, tuple | list):
+        return tuple(_in_order(part, encoded) for part in outputs)
+    ordered = np.empty_like(outputs)
+    ordered[by_length(encoded)] = outputs
+    return ordered
+
+
 def build_trainer(
-    recipe: Recipe, task: Task, model: Any, tokenizer: Any, rows: dict[str, Any], folder: RunFolder, narrator: Narrator
-) -> Trainer:
+    recipe: Recipe,
+    task: Task,
+    model: Any,
+    tokenizer: Any,
+    splits: Splits,
+    rows: dict[str, Any],
+    folder: RunFolder,
+    narrator: Narrator,
+) -> TaskTrainer:
     """Return a Trainer whose every setting comes from the recipe; `rows` are the encoded splits."""
-    trainer = Trainer(
+    trainer = TaskTrainer(
+        task,
+        lambda outputs: task.measure(Predictions(outputs, rows["eval"], splits.eval)),
         model=model,
         args=training_arguments(recipe, task, len(rows["train"]), folder),
         train_dataset=rows["train"],
         eval_dataset=rows["eval"],
         data_collator=task.collator(tokenizer),
-        compute_metrics=lambda output: task.compute_metrics(output.predictions, output.label_ids),
         callbacks=[narrator],
     )
-    # Classification models accept **kwargs but ignore the item count that the Trainer passes for its loss, which
-    # would then be multiplied by the number of processes and not divided by the accumulated batches.
-    trainer.model_accepts_loss_kwargs = False
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     if "jsonl" in recipe.log.to:

@@ -13,7 +13,7 @@ from adapterlab.data import Splits
 from adapterlab.errors import AdapterLabError, ConfigError, DataError
 from adapterlab.pretrained import load_tokenizer
 from adapterlab.recipe.schema import DataSection, TaskSection
-from adapterlab.tasks import METRICS, Classification, Task, compute
+from adapterlab.tasks import METRICS, Classification, Predictions, Task, compute
 
 
 def rows(*labels: str) -> Dataset:
@@ -202,48 +202,72 @@ def test_metrics_are_evaluate_metrics_and_write_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
-def test_compute_metrics_takes_the_logits_out_of_a_tuple():
-    task = fitted("neg", "pos")
-    logits = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+def seen(logits, labels) -> Predictions:
+    return Predictions(np.array(logits), Dataset.from_dict({"labels": labels}), None)
+
+
+def test_metrics_of_logits():
     expected = {"accuracy": 2 / 3, "f1": 2 / 3}
-    assert task.compute_metrics(logits, np.array([0, 1, 1])) == pytest.approx(expected)
-    assert task.compute_metrics((logits, (np.zeros((3, 2)),)), [0, 1, 1]) == pytest.approx(expected)
+    measured = fitted("neg", "pos").measure(seen([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]], [0, 1, 1]))
+    assert measured == pytest.approx(expected)
 
 
 def test_nan_is_an_error_and_not_a_class():
     with pytest.raises(AdapterLabError, match=r"diverged. Lower optim.lr"):
-        fitted("neg", "pos").compute_metrics(np.array([[np.nan, 1.0]]), [0])
+        fitted("neg", "pos").measure(seen([[np.nan, 1.0]], [0]))
 
 
 def test_decode_gives_probabilities_that_add_up():
-    first, second = fitted("neg", "pos").decode(np.array([[0.0, np.log(3)], [1000.0, 0.0]], dtype=np.float32))
+    task = fitted("neg", "pos")
+    first, second = task.decode(Predictions(np.array([[0.0, np.log(3)], [1000.0, 0.0]], np.float32), None, None))
     assert first["label"] == "pos"
     assert first["score"] == pytest.approx(0.75)
     assert first["probabilities"] == pytest.approx({"neg": 0.25, "pos": 0.75})
     assert second == {"label": "neg", "score": 1.0, "probabilities": {"neg": 1.0, "pos": 0.0}}
+    assert task.flat(second) == {"label": "neg", "score": 1.0, "p_neg": 1.0, "p_pos": 0.0}
 
 
-def test_majority_baseline_takes_trains_class_to_test():
-    task = Classification()
-    splits = Splits(rows("a", "b", "b"), rows("b", "b"), rows("a", "a", "a", "b"))
-    task.fit(splits)
-    assert task.majority_baseline(splits)["accuracy"] == 0.25
-    assert task.majority_baseline(Splits(splits.train, splits.eval))["accuracy"] == 1.0
+class Seen:
+    """Evidence of a backbone whose features are given."""
+
+    split = "test"
+
+    def __init__(self, splits, features):
+        self.splits, self._features = splits, features
+
+    def encoded(self, split, limit=None):
+        labels = ["a", "b"]
+        return Dataset.from_dict({"labels": [labels.index(label) for label in self.splits.named[split]["label"]]})
+
+    def features(self, encoded):
+        return next(self._features)
 
 
-def test_probe_baseline_learns_what_is_linear():
+def test_baselines_are_trains_class_and_a_linear_probe():
     random = np.random.RandomState(0)
-    features = random.randn(400, 8).astype(np.float16)
-    labels = (features[:, 3] > 0).astype(int)
-    found = fitted("neg", "pos").probe_baseline(features[:300], labels[:300], features[300:], labels[300:])
-    assert found["accuracy"] > 0.9
+    features = random.randn(400, 8).astype(np.float32)
+    names = ["b" if x > 0 else "a" for x in features[:, 3]]
+    splits = Splits(rows(*names[:299], "b"), rows("b", "b"), rows(*names[300:]))
+    task = Classification()
+    task.fit(splits)
+    found = task.baselines(Seen(splits, iter([features[:300], features[300:]])))
+    most = max(names[:299], key=names[:299].count)
+    assert found["majority class"]["accuracy"] == names[300:].count(most) / 100
+    assert found["untouched backbone"]["accuracy"] > 0.9
+    assert "logistic regression on its frozen features of 300 training rows" in task.notes[-1]
 
 
-def test_details_name_the_classes_even_those_never_predicted():
-    logits = np.eye(3)[[0, 0, 1, 1]]
-    found = fitted("a", "b", "c").details(logits, np.array([0, 1, 1, 2]))
-    assert found["labels"] == ["a", "b", "c"]
-    assert found["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
-    assert found["per_class"][1] == {"label": "b", "precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
-    assert found["per_class"][2]["f1"] == 0.0
-    json.dumps(found)
+def test_tables_name_the_classes_even_those_never_predicted():
+    each, matrix = fitted("a", "b", "c").tables(seen(np.eye(3)[[0, 0, 1, 1]], [0, 1, 1, 2]))
+    assert each.body[1] == ["b", "0.500", "0.500", "0.500", "2"]
+    assert each.body[2][3] == "0.000"
+    assert matrix.title == "Confusion matrix"
+    assert matrix.body == [["a", "**1**", "0", "0"], ["b", "1", "**1**", "0"], ["c", "0", "1", "**0**"]]
+
+
+def test_of_many_classes_the_commonest_confusions_are_listed():
+    task = fitted(*(f"class {n:02}" for n in range(20)))
+    predicted = np.eye(20)[[7] * 9 + [5] * 11]
+    _, found = task.tables(seen(predicted, [3] * 9 + [4] * 11))
+    assert found.title == "Commonest confusions"
+    assert found.body == [["class 04", "class 05", "11"], ["class 03", "class 07", "9"]]

