@@ -18,6 +18,10 @@ class RowSchema(Protocol):
         """The task's column names, each with a description."""
 
     @property
+    def optional(self) -> Sequence[str]:
+        """Those of the columns that a file may lack."""
+
+    @property
     def inputs(self) -> Sequence[str]:
         """The columns that the model sees; rows equal in these are duplicates."""
 
@@ -26,13 +30,19 @@ class RowSchema(Protocol):
         """The column whose proportions the splits keep."""
 
     def clean(self, column: str, value: Any) -> Any:
-        """Return the value as the task uses it, or None where it is missing or empty."""
+        """Return the value as the task uses it, or None where it is missing or empty.
+
+        Where `data.columns` names several of the file's columns for it, the value is a dict of theirs.
+        """
+
+    def check(self, row: Mapping[str, Any]) -> str | None:
+        """Say what is wrong with a row of clean values; None is nothing."""
 
 
 def map_columns(
     table: Table,
     schema: RowSchema,
-    mapping: Mapping[str, str],
+    mapping: Mapping[str, str | list[str]],
     *,
     bad_rows: str = "refuse",
     needed: Sequence[str] | None = None,
@@ -42,7 +52,7 @@ def map_columns(
     Args:
         table: what was read.
         schema: the task.
-        mapping: the task's column → the table's, where the names differ.
+        mapping: the task's column → the table's (or several of them), where the names differ.
         bad_rows: "refuse" raises on a row with a missing value, "drop" leaves it out.
         needed: the task's columns to take; None takes all.
 
@@ -52,14 +62,14 @@ def map_columns(
     Raises:
         DataError: a column is missing, or rows can't be used.
     """
-    names = list(schema.columns) if needed is None else list(needed)
-    sources = {name: _find(table, schema, name, mapping) for name in names}
     cleaned: Columns = {}
-    for name, source in sources.items():
+    for name in schema.columns if needed is None else needed:
+        if name in schema.optional and name not in mapping and name not in table.columns:
+            continue
         try:
-            cleaned[name] = [schema.clean(name, value) for value in table.columns[source]]
+            cleaned[name] = [schema.clean(name, value) for value in _values(table, schema, name, mapping)]
         except (TypeError, ValueError) as error:
-            raise DataError(f"{table.address}, column '{source}' as {name}: {error}") from error
+            raise DataError(f"{table.address}, column '{mapping.get(name, name)}' as {name}: {error}") from error
     missing = {name: [row for row, value in enumerate(values) if value is None] for name, values in cleaned.items()}
     bad = sorted({row for rows in missing.values() for row in rows})
     if not bad:
@@ -77,8 +87,16 @@ def map_columns(
     return kept, [f"{counted} dropped: {reasons}."]
 
 
-def _find(table: Table, schema: RowSchema, name: str, mapping: Mapping[str, str]) -> str:
+def _values(table: Table, schema: RowSchema, name: str, mapping: Mapping[str, str | list[str]]) -> Sequence[Any]:
+    """Return the values of the file's column for a task's; of several, a dict a row."""
     source = mapping.get(name, name)
+    if isinstance(source, str):
+        return table.columns[_find(table, schema, name, source)]
+    found = [table.columns[_find(table, schema, name, one)] for one in source]
+    return [dict(zip(source, row, strict=True)) for row in zip(*found, strict=True)]
+
+
+def _find(table: Table, schema: RowSchema, name: str, source: str) -> str:
     if source in table.columns:
         return source
     nearest = did_you_mean(source, table.columns)

@@ -80,7 +80,7 @@ def keys(columns: Columns, inputs: Sequence[str]) -> list[Any]:
     """Return for each row what tells it from others."""
     return [
         tuple(value.strip() if isinstance(value, str) else repr(value) for value in row)
-        for row in zip(*(columns[name] for name in inputs), strict=True)
+        for row in zip(*(columns[name] for name in inputs if name in columns), strict=True)
     ]
 
 
