@@ -229,7 +229,12 @@ def main() -> None:
             for row in arguments.rows:
                 if any((r["data"], r["row"], r["seed"]) == (data, row, seed) for r in known):
                     continue
-                result = {"data": data, "row": row, "seed": seed, **train_and_test(row, train, test, EPOCHS[data], seed)}
+                result = {
+                    "data": data,
+                    "row": row,
+                    "seed": seed,
+                    **train_and_test(row, train, test, EPOCHS[data], seed),
+                }
                 known.append(result)
                 with arguments.results.open("a") as file:
                     file.write(json.dumps(result) + "\n")

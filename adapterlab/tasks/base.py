@@ -62,6 +62,7 @@ class Task(ABC):
     type: ClassVar[str] = ""  # set by the registry
     summary: ClassVar[str]
     columns: ClassVar[dict[str, str]]  # the task's column names, each with a description
+    optional: ClassVar[tuple[str, ...]] = ()  # those that a file may lack
     inputs: ClassVar[tuple[str, ...]]  # those that the model sees
     strata: ClassVar[str | None] = None  # the one whose proportions splits keep
     auto_class: ClassVar[str]  # in transformers
@@ -140,6 +141,10 @@ class Task(ABC):
     @abstractmethod
     def clean(self, column: str, value: Any) -> Any:
         """Return a value as the task uses it, or None where it is missing or empty."""
+
+    def check(self, row: Mapping[str, Any]) -> str | None:
+        """Say what is wrong with a row of clean values as a whole (a span outside the text), or return None."""
+        return None
 
     @abstractmethod
     def fit(self, splits: Splits) -> None:
