@@ -194,7 +194,7 @@ def test_metrics_of_classes_by_hand():
             "precision": (2 / 3 + 1 / 2 + 1) / 3,
             "recall": (2 / 3 + 1 / 2 + 1) / 3,
             "mcc": (4 * 6 - (9 + 4 + 1)) / (36 - (9 + 4 + 1)),
-            "roc_auc": (5.5 / 9 + 5.5 / 8 + 1) / 3,  # pairs in the right order of all; a tie is half a pair
+            "roc_auc": (6 / 9 + 6 / 8 + 1) / 3,  # pairs in the right order of all; a tie is half a pair
         }
     )
 
