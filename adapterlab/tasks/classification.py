@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from adapterlab.data.sources import bars_only_on_terminal
+from adapterlab.data.preparing import encode_rows
+from adapterlab.data.tokenizing import identity, settle, tokenise
 from adapterlab.errors import AdapterLabError, DataError, did_you_mean
 from adapterlab.tasks.base import Task, register_task
 
@@ -48,6 +48,7 @@ class Classification(Task):
 
     def fit(self, splits: Splits) -> None:
         """Take the class names from train, unless they are given; refuse labels that train never saw."""
+        self.splits = splits
         counts = Counter(splits.train["label"])
         rows = len(splits.train)
         found = ", ".join(f"'{label}'" for label in counts)
@@ -95,39 +96,33 @@ class Classification(Task):
         }
 
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
-        """Tokenise in memory; a note says how many texts were cut."""
+        """Tokenise; a note says how many texts were cut."""
         self._need_labels()
         limit = min(max_length, tokenizer.model_max_length)
         if limit < max_length:
             self.note(f"data.max_length={max_length} is more than the tokenizer's {limit} tokens; {limit} it is.")
         numbers = {label: number for number, label in enumerate(self.labels)}
-        cut = 0
+        settings = self.preparation
 
-        def tokenise(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            nonlocal cut
-            encoded = tokenizer(batch["text"], truncation=True, max_length=limit)
-            if encoded.encodings:  # a fast tokenizer knows what it cut off
-                cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
-            else:
-                cut += sum(len(ids) >= limit for ids in encoded["input_ids"])
-            columns = dict(encoded)
+        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            columns = tokenise(tokenizer, batch["text"], max_length=limit)
             if "label" in batch:
                 columns["labels"] = [numbers[label] for label in batch["label"]]
             return columns
 
-        with bars_only_on_terminal():
-            encoded = dataset.map(
-                tokenise,
-                batched=True,
-                remove_columns=dataset.column_names,
-                keep_in_memory=True,
-                load_from_cache_file=False,
-                new_fingerprint=uuid.uuid4().hex,  # spares hashing the tokenizer for a cache that isn't used
-                desc=f"Tokenising {name}",
-            )
-        if cut:
-            share = f"{cut / len(dataset):.1%}" if cut / len(dataset) >= 0.001 else "less than 0.1%"
-            self.note(f"{name}: {share} of {len(dataset):,} texts cut to {limit} tokens (data.max_length).")
+        encoded = encode_rows(
+            dataset,
+            encode,
+            description=f"Tokenising {name}",
+            fingerprint=[self.state(), identity(tokenizer), limit],
+            workers=settings.workers,
+            cache=settings.cache,
+        )
+        encoded, self.cut[name], note = settle(
+            encoded, name=name, max_length=limit, long_texts=settings.long_texts, locate=self.locator(name)
+        )
+        if note:
+            self.note(note)
         return encoded
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
