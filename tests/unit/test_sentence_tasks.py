@@ -65,7 +65,7 @@ def test_pairs_are_encoded_together_and_the_longer_text_is_cut_first(tokenizer):
     words = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0])
     assert words == ["[CLS]", "one", "one", "one", "[SEP]", *["two"] * 6, "[SEP]"]
     assert encoded["token_type_ids"][0] == [0] * 5 + [1] * 7
-    assert "train: 50.0% of 2 pairs cut to 12 tokens, the longer text first (data.max_length)." in task.notes
+    assert "train: 50.0% of 2 pairs cut to 12 tokens (data.max_length)." in task.notes
 
 
 def test_a_second_text_must_be_there_in_every_row_and_every_split(tmp_path):
