@@ -14,9 +14,12 @@ import peft
 import pytest
 import torch
 import transformers
+from typer.testing import CliRunner
 
 import adapterlab
 from adapterlab.addresses import resolve
+from adapterlab.cli.app import app
+from adapterlab.errors import DataError
 from adapterlab.predicting import Predictor, evaluate
 
 RECIPES = ["classify/lora-bert-pairs", "classify/lora-bert-multilabel", "classify/lora-bert-regression"]
@@ -154,6 +157,15 @@ def test_of_pairs_both_texts_are_read(words, tmp_path):
         [{"text": "wonderful", "text_pair": "terrible"}, {"text": "terrible", "text_pair": "wonderful"}]
     )
     assert (one["label"], two["label"]) == ("first", "second")
+    with pytest.raises(DataError, match="row 1: text_pair is missing, and the adapter was trained on pairs of texts"):
+        next(predictor.predict(["wonderful"]))
+    (tmp_path / "new.csv").write_text("hypothesis,premise\nterrible,wonderful\n")
+    told = CliRunner().invoke(
+        app, ["predict", str(tmp_path / "run"), "--file", str(tmp_path / "new.csv"), "--format=csv"]
+    )
+    header, row = told.stdout.splitlines()
+    assert header == "text,text_pair,label,score,p_first,p_second"
+    assert row.startswith("wonderful,terrible,first,0.")
 
 
 def test_several_labels_are_learned_with_thresholds_of_their_own(words, tmp_path):

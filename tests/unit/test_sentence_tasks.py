@@ -12,9 +12,10 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+import adapterlab
 from adapterlab.addresses import resolve
 from adapterlab.data import Splits, load_splits
-from adapterlab.errors import AdapterLabError, ConfigError, DataError
+from adapterlab.errors import AdapterFolderError, AdapterLabError, ConfigError, DataError
 from adapterlab.recipe import load_recipe
 from adapterlab.recipe.schema import DataSection
 from adapterlab.tasks import Classification, Multilabel, Predictions, Regression, Task
@@ -352,3 +353,29 @@ def test_a_recipe_says_all_that_is_wrong_with_these_options():
         "task.separator",
     ):
         assert part in said
+
+
+# On disk
+
+
+def test_what_the_labels_are_to_transformers_is_saved_with_the_head(tiny, batch, tmp_path):
+    model = tiny("bert")
+    model.config.problem_type = "multi_label_classification"
+    adapterlab.attach(model, "lora")
+    adapterlab.save(model, tmp_path)
+    fresh = adapterlab.load(tiny("bert"), tmp_path)
+    assert fresh.config.problem_type == "multi_label_classification"
+    loss = fresh(**{**batch, "labels": torch.ones(4, 3)}).loss
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        fresh(**batch | {"labels": None}).logits, torch.ones(4, 3)
+    )
+    torch.testing.assert_close(loss, expected)
+    adapterlab.activate(fresh, None)
+    assert fresh.config.problem_type is None, "the model's own head keeps its own"
+    adapterlab.activate(fresh, "default")
+    assert fresh.config.problem_type == "multi_label_classification"
+
+    about = json.loads((tmp_path / "adapterlab.json").read_text())
+    (tmp_path / "adapterlab.json").write_text(json.dumps({**about, "problem_type": "ranking"}))
+    with pytest.raises(AdapterFolderError, match=r"problem_type is 'ranking', and must be one of regression, single"):
+        adapterlab.load(tiny("bert"), tmp_path)
