@@ -168,10 +168,14 @@ def _train(prepared: Prepared, folder: RunFolder, checkpoint: Path | None, conso
     recipe = prepared.recipe
     if checkpoint is not None:
         check_resumable(checkpoint, prepared.model, planned_steps(recipe, prepared.splits.sizes["train"]))
+        if folder.splits.exists():
+            prepared.splits.verify(folder.splits)
     with folder.begin() if _speaks() and checkpoint is None else nullcontext():
         if _speaks():
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+            if not folder.splits.exists():
+                prepared.splits.write(folder.splits)
         return _train_and_report(prepared, folder, checkpoint, console)
 
 
@@ -185,11 +189,15 @@ def _train_and_report(
     with narrator:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
+    told = len(task.notes)
+    task.settle(
+        lambda: Predictions(trainer.outputs(prepared.rows["eval"]), prepared.rows["eval"], prepared.splits.eval)
+    )
+    need_guests(model).adapters["default"].about["task"] = task.state()
     split = "test" if "test" in prepared.rows else "eval"
     seen = Predictions(trainer.outputs(prepared.rows[split]), prepared.rows[split], prepared.splits.named[split])
     if trainer.is_world_process_zero():
         save(model, folder.adapter)
-    told = len(task.notes)
     with console.status("measuring what it has to beat"):
         evidence = RunEvidence(
             task, trainer, prepared.tokenizer, prepared.splits, prepared.rows, split, recipe.run.seed
