@@ -20,6 +20,7 @@ from rich.markup import escape
 from adapterlab.adapter_folder import save
 from adapterlab.attaching import Summary, attach, disabled, summary
 from adapterlab.data import Splits, load_splits
+from adapterlab.data.statistics import as_tables, describe
 from adapterlab.environment import describe_environment
 from adapterlab.features import frozen_features
 from adapterlab.guests import need_guests
@@ -259,6 +260,12 @@ def _report(prepared: _Prepared, folder: RunFolder, result: RunResult, details: 
         split=result.split,
         details=details,
         sizes=prepared.splits.sizes,
+        statistics=as_tables(
+            {
+                name: describe(rows, cut=prepared.task.cut.get(name), labels=prepared.task.labels)
+                for name, rows in prepared.rows.items()
+            }
+        ),
         notes=[*result.notes, f"Untouched backbone: {_PROBE}."],
         environment=describe_environment(),
         picture=picture.name if picture else None,

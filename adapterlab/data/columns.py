@@ -37,7 +37,7 @@ class RowSchema(Protocol):
         """Return the value as the task uses it, or None where it is missing or empty.
 
         Raises:
-            ValueError: the value is of a kind that can't be used; the message goes on from "row 3, column 'x': ".
+            ValueError: the value is of a kind that can't be used; the message goes on from "where column 'x' ".
         """
 
     def check(self, row: Mapping[str, Any]) -> str | None:

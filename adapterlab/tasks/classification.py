@@ -76,14 +76,16 @@ class Classification(Task):
         """Refuse rows whose label the task doesn't know."""
         self._need_labels()
         known, source = set(self.labels), self._labels_from
-        strangers = Counter(label for label in dataset["label"] if label not in known)
+        rows = [row for row, label in enumerate(dataset["label"]) if label not in known]
+        strangers = Counter(dataset["label"][row] for row in rows)
         if not strangers:
             return
         fix = "Add them to data.labels" if source == "data.labels" else "Mend the labels"
         raise DataError(
             f"{name} holds labels that {source} doesn't have: {_some(list(strangers))} "
-            f"({sum(strangers.values()):,} of {len(dataset):,} rows).{did_you_mean(next(iter(strangers)), known)} "
-            f"{source} has: {_some(self.labels)}. {fix}, or leave those rows out."
+            f"({len(rows):,} of {len(dataset):,} rows: {self.locator(name)(rows)})."
+            f"{did_you_mean(next(iter(strangers)), known)} {source} has: {_some(self.labels)}. "
+            f"{fix}, or leave those rows out."
         )
 
     def model_kwargs(self) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def write_report(
     split: str = "test",
     details: Mapping[str, Any] | None = None,
     sizes: Mapping[str, int] | None = None,
+    statistics: str = "",
     notes: Sequence[str] = (),
     environment: Mapping[str, Any] | None = None,
     picture: str | None = None,
@@ -88,6 +89,7 @@ def write_report(
         split: what the metrics were measured on.
         details: what `Task.details` returns.
         sizes: rows per split.
+        statistics: tables of the encoded rows, in Markdown (`adapterlab.data.statistics`).
         notes: what was found and done on the way (`Splits.notes`, `Task.notes`).
         environment: versions and hardware, by name.
         picture: the file name of loss.png, seen from the report.
@@ -99,10 +101,12 @@ def write_report(
         parts.append(f"![train and eval loss, {metrics[0] if metrics else 'metric'}]({picture})")
     if details and "confusion" in details:
         parts += _where_it_errs(details)
-    if sizes or notes:
+    if sizes or statistics or notes:
         parts.append("## Data")
     if sizes:
         parts.append("Rows: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items()) + ".")
+    if statistics:
+        parts += ["Lengths in tokens, texts cut, and classes:", statistics.strip()]
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
     parts += ["## Recipe", f"```yaml\n{recipe_yaml.strip()}\n```"]
