@@ -238,15 +238,13 @@ def _admit(model: nn.Module, name: str) -> Guests:
 
 def _switch(model: nn.Module, guests: Guests, names: list[str]) -> None:
     """Make these adapters the active ones: in forward, in training, with their head."""
-    for name in guests.active[-1:]:  # its labels may have been renamed in the model's config meanwhile
-        if name in guests.adapters and guests.adapters[name].heads:
-            guests.adapters[name].labels = labels_of(model)
-            guests.adapters[name].problem_type = getattr(model.config, "problem_type", None)
+    if (heading := guests.heading()) is not None:  # its labels may have been renamed in the model's config meanwhile
+        heading.labels = labels_of(model)
+        heading.problem_type = getattr(model.config, "problem_type", None)
     guests.active = list(names)
     for method in {guest.method for guest in guests.adapters.values()}:
         method.activate(model, [name for name in names if guests.adapters[name].method is method])
-    with_heads = [guests.adapters[name] for name in names if guests.adapters[name].heads]
-    place_heads(model, guests, with_heads[-1] if with_heads else None)
+    place_heads(model, guests, guests.heading())
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for name in names:

@@ -43,6 +43,15 @@ def test_layers(tiny, method):
     assert all(".layer.1." in name for name in names)
 
 
+@pytest.mark.parametrize("method", ["lora", "adalora", "bottleneck", "vera", "ia3"])
+def test_an_adapter_of_some_layers_is_loaded(tiny, logits, tmp_path, method):
+    model = adapterlab.attach(tiny("bert"), method, layers=[-1])
+    randomize(model)
+    adapterlab.save(model, tmp_path)
+    again = adapterlab.load(tiny("bert"), tmp_path)
+    assert torch.equal(logits(again), logits(model))
+
+
 def test_two_adapters_side_by_side(tiny, logits):
     model = tiny("bert")
     backbone = logits(model)
