@@ -212,6 +212,11 @@ def _admit(model: nn.Module, name: str) -> Guests:
         raise AdapterError(f"name '{name}' is one that torch uses for modules; choose another, e.g. '{name}-1'.")
     if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)):
         raise AdapterError(f"name '{name}': letters, digits, '_' and '-' only, since it becomes part of a module path.")
+    if not isinstance(model, nn.Module):
+        raise BackboneError(
+            f"a transformers model is needed, and {model!r} was given. Load it first: "
+            "AutoModelForSequenceClassification.from_pretrained('bert-base-uncased')."
+        )
     guests = guests_of(model)
     if guests is not None:
         if name in guests.adapters:
