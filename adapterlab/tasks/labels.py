@@ -104,11 +104,11 @@ class LabelledTask(SentenceTask):
         strangers = {label: count for label, count in counts.items() if label not in known}
         if not strangers:
             return
-        fix = "Add them to data.labels" if source == "data.labels" else "Mend the labels"
+        fixes = {"data.labels": "Add them to data.labels", "train": "Mend the labels, name all of them in data.labels"}
         raise DataError(
             f"{name} holds labels that {source} doesn't have: {some(list(strangers))} "
             f"({sum(strangers.values()):,} of {rows:,} rows).{did_you_mean(next(iter(strangers)), known)} "
-            f"{source} has: {some(self.labels)}. {fix}, or leave those rows out."
+            f"{source} has: {some(self.labels)}. {fixes.get(source, 'Mend the labels')}, or leave those rows out."
         )
 
     def model_kwargs(self) -> dict[str, Any]:
