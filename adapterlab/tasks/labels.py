@@ -105,11 +105,12 @@ class LabelledTask(SentenceTask):
         if not rows:
             return
         strangers = list(dict.fromkeys(label for row in rows for label in labels[row] if label not in known))
-        fix = "Add them to data.labels" if source == "data.labels" else "Mend the labels"
+        fixes = {"data.labels": "Add them to data.labels", "train": "Mend the labels, name all of them in data.labels"}
         raise DataError(
             f"{name} holds labels that {source} doesn't have: {some(strangers)} "
             f"({len(rows):,} of {len(labels):,} rows: {self.locator(name)(rows)})."
-            f"{did_you_mean(strangers[0], known)} {source} has: {some(self.labels)}. {fix}, or leave those rows out."
+            f"{did_you_mean(strangers[0], known)} {source} has: {some(self.labels)}. "
+            f"{fixes.get(source, 'Mend the labels')}, or leave those rows out."
         )
 
     def model_kwargs(self) -> dict[str, Any]:
