@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,10 @@ class RowSchema(Protocol):
     @property
     def optional(self) -> Sequence[str]:
         """Those of the columns that a file may lack, and whose values may be missing."""
+
+    @property
+    def synonyms(self) -> Mapping[str, Sequence[str]]:
+        """Other names under which files have a column; the first one that is there is taken."""
 
     @property
     def inputs(self) -> Sequence[str]:
@@ -104,9 +108,10 @@ def map_columns(
     faults: dict[str, list[int]] = {}
     cleaned: Columns = {}
     for name in schema.columns if needed is None else needed:
-        if name in schema.optional and name not in mapping and name not in table.columns:
+        source = source_of(schema, name, mapping, table.columns)
+        if name in schema.optional and name not in mapping and source not in table.columns:
             continue
-        source = _find(table, schema, name, mapping)
+        _need(table, schema, name, source)
         cleaned[name] = _clean(table.columns[source], schema, name, source, faults)
     rows = Rows(cleaned, range(len(table)), table.origin)
     if group_by is not None:
@@ -158,10 +163,16 @@ def _without(rows: Rows, faults: Mapping[str, list[int]], table: Table, bad_rows
     return rows.take([row for row in range(len(rows)) if row not in bad]), [f"{counted} dropped: {said}."]
 
 
-def _find(table: Table, schema: RowSchema, name: str, mapping: Mapping[str, str]) -> str:
-    source = mapping.get(name, name)
+def source_of(schema: Any, name: str, mapping: Mapping[str, str], there: Collection[str]) -> str:
+    """Return the name under which a file has a task's column: as mapped, its own, or a synonym."""
+    if name in mapping:
+        return mapping[name]
+    return next((other for other in (name, *schema.synonyms.get(name, ())) if other in there), name)
+
+
+def _need(table: Table, schema: RowSchema, name: str, source: str) -> None:
     if source in table.columns:
-        return source
+        return
     nearest = did_you_mean(source, table.columns)
     found = nearest.split("'")[1] if nearest else "COLUMN"
     raise DataError(

@@ -87,6 +87,9 @@ def read_windows(
             inputs = {name: [tokenizer.pad_token_id if name == "input_ids" else 0] for name in inputs}
             pieces = [(0, 0)]
         owners, heads = _align(pieces, encoded.sequence_ids(number) or [None], words[row], texts[row])
+        first = next((place for place, word in enumerate(owners) if word >= 0), None)
+        if number and rows[number - 1] == row and first is not None and pieces[first][0] > words[row][owners[first]][0]:
+            heads.pop(owners[first], None)  # the window begins inside a word, whose first piece the last one has
         yield Window(inputs, owners, heads, row)
 
 

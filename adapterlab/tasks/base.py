@@ -45,6 +45,10 @@ class DataSettings(Protocol):
     def columns(self) -> Mapping[str, str]: ...
     @property
     def labels(self) -> Sequence[str] | None: ...
+    @property
+    def long_texts(self) -> str: ...
+    @property
+    def stride(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Task(ABC):
     summary: ClassVar[str]
     columns: ClassVar[dict[str, str]]  # the task's column names, each with a description
     optional: ClassVar[tuple[str, ...]] = ()  # those that a file may lack
+    synonyms: ClassVar[dict[str, tuple[str, ...]]] = {}  # what files call them as well
     inputs: ClassVar[tuple[str, ...]]  # those that the model sees
     strata: ClassVar[str | None] = None  # the one whose proportions splits keep
     auto_class: ClassVar[str]  # in transformers
@@ -115,6 +120,8 @@ class Task(ABC):
     counts_items: ClassVar[bool] = False  # whether `forward` divides its loss by the number of items it is given
     default_metrics: ClassVar[tuple[str, ...]]
     Options: ClassVar[OptionsClass] = TaskOptions
+    long_texts: str = "cut"  # data.long_texts
+    stride: int = 32  # data.stride
 
     def __init__(
         self,
@@ -151,12 +158,14 @@ class Task(ABC):
         Raises:
             ConfigError: an unknown type, metric, option or input column; all problems at once.
         """
-        return TASKS.get(task.type)(
+        made = TASKS.get(task.type)(
             metrics=task.metrics,
             column_names=data.columns,
             labels=data.labels,
             options=getattr(task, "model_extra", None),
         )
+        made.long_texts, made.stride = data.long_texts, data.stride
+        return made
 
     def state(self) -> dict[str, Any]:
         """Return what rebuilds the task, labels included, as JSON can hold it."""
@@ -166,6 +175,7 @@ class Task(ABC):
             "columns": self.column_names,
             "labels": self.labels,
             "options": self.options.model_dump(mode="json"),
+            "stride": self.stride,
         }
 
     @staticmethod
@@ -183,6 +193,7 @@ class Task(ABC):
         )
         if task.labels:
             task._labels_from = "the adapter"
+        task.stride = int(state.get("stride", task.stride))
         return task
 
     @abstractmethod
@@ -195,10 +206,6 @@ class Task(ABC):
 
     def check(self, row: Mapping[str, Any]) -> str | None:
         """Say what is wrong with a row of clean values, e.g. that a span lies outside its text; None is nothing."""
-        return None
-
-    def check(self, row: Mapping[str, Any]) -> str | None:
-        """Say what is wrong with a row of clean values as a whole (a span outside the text), or return None."""
         return None
 
     @abstractmethod
@@ -215,6 +222,11 @@ class Task(ABC):
         Raises:
             DataError: rows have a label that isn't known.
         """
+
+    @property
+    def new_tokens(self) -> tuple[str, ...]:
+        """Tokens that the tokenizer lacks and the adapter brings along, e.g. markers; their embeddings are trained."""
+        return ()
 
     def model_kwargs(self) -> dict[str, Any]:
         """Return what `from_pretrained` needs to know of the task."""

@@ -57,7 +57,7 @@ def _built(name: str) -> Any:
 def scored_by(
     score: Callable[[Any, Any], float], name: str, summary: str, *, sequences: bool = False
 ) -> Callable[[], Any]:
-    """Return a builder of an `evaluate.Metric` over class numbers, or over sequences of tags; `score(true, predicted)`."""
+    """Return a builder of an `evaluate.Metric` of class numbers or sequences of tags, from `score(true, predicted)`."""
 
     def build() -> Any:
         import evaluate

@@ -48,7 +48,7 @@ def spans_of(tags: Sequence[str], scheme: str = "iob2") -> list[Span]:
 def write(spans: Iterable[Span], length: int, scheme: str = "iob2") -> list[str]:
     """Return the tags of spans that don't overlap, one for each of `length` words."""
     tags = [OUTSIDE] * length
-    first, inner, last, single = _LETTERS[scheme]
+    first, inner, last, single = tuple(_LETTERS[scheme])
     before: Span = (-1, -1, "")
     for span in sorted(spans):
         start, end, label = span
