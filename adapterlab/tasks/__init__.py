@@ -7,6 +7,7 @@ module in the entry-point group "adapterlab.tasks" (and "adapterlab.metrics" for
 from adapterlab.tasks.base import TASKS, Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
 from adapterlab.tasks.classification import Classification
 from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
+from adapterlab.tasks.relation import Relation
 from adapterlab.tasks.tagging import Tagging
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Evidence",
     "MetricSpec",
     "Predictions",
+    "Relation",
     "ReportTable",
     "Tagging",
     "Task",

@@ -309,7 +309,8 @@ class Task(ABC):
             self.notes.append(text)
 
     def _check_metrics(self, names: Sequence[str], problems: list[str]) -> list[str]:
-        suited = [name for name, spec in METRICS if self.type in spec.tasks]
+        kinds = {kind.type for kind in type(self).__mro__ if issubclass(kind, Task)}  # what a task specialises, too
+        suited = [name for name, spec in METRICS if kinds & {*spec.tasks}]
         checked: list[str] = []
         for name in names:
             known = name in METRICS and METRICS.canonical(name) in suited

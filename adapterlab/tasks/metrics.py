@@ -31,8 +31,6 @@ class MetricSpec:
     is_share: bool = True
 
 
-CLASSIFYING = ("classification", "relation")  # one class a row
-
 METRICS: Registry[MetricSpec] = Registry("metric", group="adapterlab.metrics")
 
 
@@ -54,30 +52,27 @@ def _built(name: str) -> Any:
     return METRICS.get(name).build()
 
 
-def scored_by(
-    score: Callable[[Any, Any], float], name: str, summary: str, *, sequences: bool = False
-) -> Callable[[], Any]:
-    """Return a builder of an `evaluate.Metric` of class numbers or sequences of tags, from `score(true, predicted)`."""
+def _class_metric(name: str, summary: str, score: Callable[[Any, Any], float]) -> Callable[[], Any]:
+    """Return a builder of an `evaluate.Metric` over class numbers."""
 
     def build() -> Any:
         import evaluate
-        from datasets import Features, List, Value
+        from datasets import Features, Value
 
-        class ScoredBy(evaluate.Metric):
-            """A library's score under a name of ours."""
+        class ClassMetric(evaluate.Metric):
+            """A scikit-learn score under a name of ours."""
 
             def _info(self) -> Any:
-                of = List(Value("string")) if sequences else Value("int64")
-                kinds = Features({"predictions": of, "references": of})
-                return evaluate.MetricInfo(description=summary, citation="", inputs_description="", features=kinds)
+                numbers = Features({"predictions": Value("int64"), "references": Value("int64")})
+                return evaluate.MetricInfo(description=summary, citation="", inputs_description="", features=numbers)
 
             def _build_data_dir(self) -> str:
                 return ""  # all stays in memory: the base class would make a folder under the user's home
 
-            def _compute(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+            def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
                 return {name: float(score(references, predictions))}
 
-        return ScoredBy(config_name=name, keep_in_memory=True)
+        return ClassMetric(config_name=name, keep_in_memory=True)
 
     return build
 
@@ -116,7 +111,7 @@ def _mcc(true: Any, predicted: Any) -> float:
 
 
 def _register(name: str, summary: str, score: Callable[[Any, Any], float], *aliases: str) -> None:
-    register_metric(MetricSpec(name, summary, scored_by(score, name, summary), CLASSIFYING), *aliases)
+    register_metric(MetricSpec(name, summary, _class_metric(name, summary, score)), *aliases)
 
 
 _register("accuracy", "share of rows whose class is predicted", _accuracy, "acc")

@@ -236,7 +236,7 @@ class Tagging(Task):
         if wrong := [name for name in self.metrics if name in ENTITY_METRICS]:
             raise ConfigError(
                 f"task.metrics: {', '.join(wrong)} count entities, and train's tags mark none (they lack B- and I-). "
-                "Use token_accuracy and token_f1; or, if its tags are entities' labels without prefixes, task.scheme=io."
+                "Use token_accuracy and token_f1; or, if its tags are labels of entities, task.scheme=io."
             )
 
     def _describe(self, rows: Dataset) -> None:
