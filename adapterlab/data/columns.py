@@ -40,6 +40,8 @@ class RowSchema(Protocol):
     def clean(self, column: str, value: Any) -> Any:
         """Return the value as the task uses it, or None where it is missing or empty.
 
+        Where `data.columns` names several of the file's columns for it, the value is a dict of theirs.
+
         Raises:
             ValueError: the value is of a kind that can't be used; the message goes on from "row 3, column 'x': ".
         """
@@ -83,7 +85,7 @@ class Rows:
 def map_columns(
     table: Table,
     schema: RowSchema,
-    mapping: Mapping[str, str],
+    mapping: Mapping[str, str | list[str]],
     *,
     bad_rows: str = "refuse",
     needed: Sequence[str] | None = None,
@@ -94,7 +96,7 @@ def map_columns(
     Args:
         table: what was read.
         schema: the task.
-        mapping: the task's column → the table's, where the names differ.
+        mapping: the task's column → the table's (or several of them), where the names differ.
         bad_rows: "refuse" raises on a row with a missing or unusable value, "drop" leaves it out.
         needed: the task's columns to take; None takes all.
         group_by: the table's column that says which rows belong together.
@@ -111,8 +113,12 @@ def map_columns(
         source = source_of(schema, name, mapping, table.columns)
         if name in schema.optional and name not in mapping and source not in table.columns:
             continue
-        _need(table, schema, name, source)
-        cleaned[name] = _clean(table.columns[source], schema, name, source, faults)
+        if isinstance(source, str):
+            cleaned[name] = _clean(_find(table, schema, name, source), schema, name, f"column '{source}' ", faults)
+        else:
+            found = [_find(table, schema, name, one) for one in source]
+            rows_of = [dict(zip(source, values, strict=True)) for values in zip(*found, strict=True)]
+            cleaned[name] = _clean(rows_of, schema, name, "column ", faults)
     rows = Rows(cleaned, range(len(table)), table.origin)
     if group_by is not None:
         if group_by not in table.columns:
@@ -130,14 +136,14 @@ def map_columns(
     return _without(rows, faults, table, bad_rows)
 
 
-def _clean(values: Sequence[Any], schema: RowSchema, name: str, source: str, faults: dict[str, list[int]]) -> list[Any]:
+def _clean(values: Sequence[Any], schema: RowSchema, name: str, where: str, faults: dict[str, list[int]]) -> list[Any]:
     cleaned: list[Any] = []
     missing: list[int] = []
     for row, value in enumerate(values):
         try:
             cleaned.append(schema.clean(name, value))
         except (TypeError, ValueError) as error:
-            faults.setdefault(f"where column '{source}' {error}", []).append(row)
+            faults.setdefault(f"where {where}{error}", []).append(row)
             cleaned.append(None)
             continue
         if cleaned[-1] is None:
@@ -163,16 +169,16 @@ def _without(rows: Rows, faults: Mapping[str, list[int]], table: Table, bad_rows
     return rows.take([row for row in range(len(rows)) if row not in bad]), [f"{counted} dropped: {said}."]
 
 
-def source_of(schema: Any, name: str, mapping: Mapping[str, str], there: Collection[str]) -> str:
-    """Return the name under which a file has a task's column: as mapped, its own, or a synonym."""
+def source_of(schema: Any, name: str, mapping: Mapping[str, Any], there: Collection[str]) -> Any:
+    """Return the name under which a file has a task's column: as mapped (or several), its own, or a synonym."""
     if name in mapping:
         return mapping[name]
     return next((other for other in (name, *schema.synonyms.get(name, ())) if other in there), name)
 
 
-def _need(table: Table, schema: RowSchema, name: str, source: str) -> None:
+def _find(table: Table, schema: RowSchema, name: str, source: str) -> Sequence[Any]:
     if source in table.columns:
-        return
+        return table.columns[source]
     nearest = did_you_mean(source, table.columns)
     found = nearest.split("'")[1] if nearest else "COLUMN"
     raise DataError(

@@ -7,6 +7,8 @@ module in the entry-point group "adapterlab.tasks" (and "adapterlab.metrics" for
 from adapterlab.tasks.base import TASKS, Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
 from adapterlab.tasks.classification import Classification
 from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
+from adapterlab.tasks.multilabel import Multilabel
+from adapterlab.tasks.regression import Regression
 from adapterlab.tasks.relation import Relation
 from adapterlab.tasks.tagging import Tagging
 
@@ -16,7 +18,9 @@ __all__ = [
     "Classification",
     "Evidence",
     "MetricSpec",
+    "Multilabel",
     "Predictions",
+    "Regression",
     "Relation",
     "ReportTable",
     "Tagging",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from adapterlab.data.sources import bars_only_on_terminal
+from adapterlab.data.preparing import encode_rows
 from adapterlab.errors import DataError
 from adapterlab.tasks.alignment import Range, join_words, need_fast
-from adapterlab.tasks.base import Evidence, Predictions, TaskOptions, register_task
+from adapterlab.tasks.base import Evidence, Predictions, register_task
 from adapterlab.tasks.classification import Classification
+from adapterlab.tasks.labels import WeightedOptions
 from adapterlab.tasks.markers import mark, window_around
 from adapterlab.tasks.sentences import read_span, read_text
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Text = str | Sequence[str]
 
 
-class RelationOptions(TaskOptions):
+class RelationOptions(WeightedOptions):
     """Options of relations."""
 
     markers: tuple[str, str, str, str] = Field(
@@ -52,7 +52,7 @@ class Relation(Classification):
         "tail": ("object", "e2"),
     }
     inputs = ("text", "head", "tail")  # type: ignore[assignment]
-    optional: ClassVar[tuple[str, ...]] = ()
+    optional = ()  # type: ignore[assignment]
     Options = RelationOptions
 
     @property
@@ -84,11 +84,6 @@ class Relation(Classification):
         held = next((marker for marker in self.options.markers if marker in joined), None)
         return f"the text holds '{held}', with which entities are marked; see task.markers" if held else None
 
-    def fit(self, splits: Splits) -> None:
-        """Take the class names from train."""
-        self._located: Splits | None = splits
-        super().fit(splits)
-
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
         """Tokenise, entities marked; of texts too long, what lies about the entities is kept."""
         need_fast(tokenizer)
@@ -115,23 +110,11 @@ class Relation(Classification):
                     columns[key].append([encoded[key][number][place] for place in kept or ()])
             return columns
 
-        with bars_only_on_terminal():
-            encoded = dataset.map(
-                tokenise,
-                batched=True,
-                with_indices=True,
-                remove_columns=dataset.column_names,
-                keep_in_memory=True,
-                load_from_cache_file=False,
-                new_fingerprint=uuid.uuid4().hex,  # spares hashing the tokenizer for a cache that isn't used
-                desc=f"Tokenising {name}",
-            )
+        encoded = encode_rows(dataset, tokenise, description=f"Tokenising {name}", with_indices=True)
         if apart:
-            located = getattr(self, "_located", None)
-            where = located.locate(name, apart) if located and name in located.named else f"row {apart[0] + 1}"
             raise DataError(
                 f"{name}: in {len(apart):,} of {len(dataset):,} texts head and tail lie further apart than {limit} "
-                f"tokens ({where}). Raise data.max_length, or leave those rows out."
+                f"tokens ({self.locator(name)(apart)}). Raise data.max_length, or leave those rows out."
             )
         if counts["cut"]:
             self.note(
@@ -139,8 +122,7 @@ class Relation(Classification):
                 "(data.max_length)."
             )
         if "label" in dataset.column_names:
-            numbers = {label: number for number, label in enumerate(self.labels)}
-            encoded = encoded.add_column("labels", [numbers[label] for label in dataset["label"]])
+            encoded = encoded.add_column("labels", self.targets(dataset["label"]))
         return encoded
 
     def baselines(self, evidence: Evidence) -> dict[str, dict[str, float]]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from adapterlab.data.sources import bars_only_on_terminal
+from adapterlab.data.preparing import encode_rows
 from adapterlab.errors import ConfigError, DataError
 from adapterlab.tasks.alignment import need_fast
-from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
+from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, TaskOptions, register_task, spread_evenly
 from adapterlab.tasks.metrics_tagging import ENTITY_METRICS
 from adapterlab.tasks.schemes import OUTSIDE, PLAIN, detect, is_entity_tags, spans_of
 from adapterlab.tasks.sentences import Sentence, misfit, read_sentence, read_tags, read_text
@@ -56,6 +54,7 @@ class Tagging(Task):
     inputs = ("text",)
     auto_class = "AutoModelForTokenClassification"
     default_metrics = ("entity_f1", "entity_precision", "entity_recall", "token_accuracy")
+    windows = True
     Options = TaggingOptions
 
     def __init__(self, *, metrics: Sequence[str] | None = None, **settings: Any) -> None:
@@ -73,6 +72,7 @@ class Tagging(Task):
 
     def fit(self, splits: Splits) -> None:
         """See how train's tags mark entities, take the labels from it, and refuse those it never saw."""
+        self.splits = splits
         rows = splits.train
         check_alike(rows)
         scheme = self.options.scheme
@@ -88,7 +88,7 @@ class Tagging(Task):
             self.labels = [OUTSIDE, *(f"{letter}-{label}" for label in self.labels for letter in "BI")]
         for name, split in splits.named.items():
             self.check_labels(split, name)
-            if scheme != PLAIN and (told := invalid(split, scheme, partial(splits.locate, name))):
+            if scheme != PLAIN and (told := invalid(split, scheme, self.locator(name))):
                 self.note(f"{name}: {told}")
         self._describe(rows)
 
@@ -113,30 +113,21 @@ class Tagging(Task):
         """
         need_fast(tokenizer)
         limit = min(max_length, tokenizer.model_max_length)
-        cuts = name == "train" and self.long_texts == "cut"
-        windows = WordWindows(tokenizer, limit, self.stride, self.labels, cuts, self.options.label_all_pieces)
+        cuts = name == "train" and self.preparation.long_texts == "cut"
+        windows = WordWindows(
+            tokenizer, limit, self.preparation.stride, self.labels, cuts, self.options.label_all_pieces
+        )
 
         def tokenise(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
             return windows.encode(list(self._sentences(batch)), rows)
 
-        with bars_only_on_terminal():
-            encoded = dataset.map(
-                tokenise,
-                batched=True,
-                with_indices=True,
-                remove_columns=dataset.column_names,
-                keep_in_memory=True,
-                load_from_cache_file=False,
-                new_fingerprint=uuid.uuid4().hex,  # spares hashing the tokenizer for a cache that isn't used
-                desc=f"Tokenising {name}",
-            )
-        told = windows.told
-        if told["long"] and self.long_texts == "refuse" and "labels" in encoded.column_names:
+        encoded = encode_rows(dataset, tokenise, description=f"Tokenising {name}", with_indices=True)
+        if windows.long and self.preparation.long_texts == "refuse" and "labels" in encoded.column_names:
             raise DataError(
-                f"{name}: {told['long']:,} of {len(dataset):,} texts have more than {limit} tokens, and "
-                "data.long_texts is refuse. Raise data.max_length, or set data.long_texts=window."
+                f"{name}: {len(windows.long):,} of {len(dataset):,} texts have more than {limit} tokens "
+                f"({self.locator(name)(windows.long)}), and data.long_texts is refuse. Raise data.max_length, or set data.long_texts=window."
             )
-        self._note_encoding(name, len(dataset), limit, told)
+        self._note_encoding(name, len(dataset), limit, windows)
         return encoded
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
@@ -154,6 +145,10 @@ class Tagging(Task):
         outputs = model(**{key: value for key, value in batch.items() if key != "labels"})
         logits, labels = outputs.logits.float().flatten(0, 1), batch["labels"].flatten()
         return cross_entropy(logits, labels, weight=logits.new_tensor(self._weights), ignore_index=-100), outputs
+
+    def spread(self, outputs: Any, batch: dict[str, Any], items: Any = None) -> Any:
+        """See `Task.spread`."""
+        return spread_evenly(outputs.logits, batch["labels"])
 
     def measure(self, seen: Predictions) -> dict[str, float]:
         """Compute the metrics over words, those of all windows together."""
@@ -257,8 +252,8 @@ class Tagging(Task):
             self.note(f"train has no word with {some(unused)}: the model can't learn what nobody shows it.")
         self._weights = weigh(self.options.class_weights, words, self.labels)
 
-    def _note_encoding(self, name: str, rows: int, limit: int, counts: Counter[str]) -> None:
-        long = counts["long"]
+    def _note_encoding(self, name: str, rows: int, limit: int, windows: WordWindows) -> None:
+        long, counts = len(windows.long), windows.told
         if counts["cut"]:
             self.note(
                 f"{name}: {long:,} of {rows:,} texts cut to {limit} tokens (data.max_length), {counts['cut']:,} words "

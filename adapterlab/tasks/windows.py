@@ -33,6 +33,7 @@ class WordWindows:
         self.numbers = {tag: number for number, tag in enumerate(labels)}
         self.cuts, self.all_pieces = cuts, all_pieces
         self.told: Counter[str] = Counter()
+        self.long: list[int] = []  # rows of more than one window
 
     def encode(self, sentences: Sequence[Sentence], rows: Sequence[int]) -> dict[str, list[Any]]:
         """Return the columns of the sentences' windows; `rows` are their numbers."""
@@ -42,7 +43,7 @@ class WordWindows:
             sentence = sentences[window.row]
             seen[window.row] += 1
             if seen[window.row] == 2:
-                self.told["long"] += 1
+                self.long.append(rows[window.row])
                 if self.cuts:
                     self.told["cut"] += len(sentence.words) - len(columns["_words"][-1])
             if self.cuts and seen[window.row] > 1:
