@@ -125,7 +125,8 @@ class Tagging(Task):
         if windows.long and self.preparation.long_texts == "refuse" and "labels" in encoded.column_names:
             raise DataError(
                 f"{name}: {len(windows.long):,} of {len(dataset):,} texts have more than {limit} tokens "
-                f"({self.locator(name)(windows.long)}), and data.long_texts is refuse. Raise data.max_length, or set data.long_texts=window."
+                f"({self.locator(name)(windows.long)}), and data.long_texts is refuse. "
+                "Raise data.max_length, or set data.long_texts=window."
             )
         self._note_encoding(name, len(dataset), limit, windows)
         return encoded
