@@ -23,6 +23,7 @@ from adapterlab.data import Splits, load_splits
 from adapterlab.data.statistics import as_tables, describe
 from adapterlab.environment import describe_environment
 from adapterlab.guests import need_guests
+from adapterlab.new_tokens import pieces
 from adapterlab.pretrained import load_backbone, load_tokenizer, portable_address, quiet
 from adapterlab.recipe import Recipe, dump_recipe, load_recipe
 from adapterlab.tasks import Predictions, ReportTable, Task
@@ -127,7 +128,9 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     options = recipe.adapter.options()
     if fresh:
         options["modules_to_save"] = [*options.get("modules_to_save", []), *fresh]
-    attach(model, recipe.adapter.method, **options)
+    missing = [token for token in task.new_tokens if token not in tokenizer.get_vocab()]
+    brought = pieces(tokenizer, missing, special=True) if missing else None
+    attach(model, recipe.adapter.method, new_tokens=brought, **options)
     about = {
         "backbone": portable_address(recipe.model.name),
         "task": task.state(),

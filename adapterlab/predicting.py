@@ -16,6 +16,7 @@ from adapterlab.adapter_folder import EXTRA, AdapterFiles, read
 from adapterlab.data import load_rows, load_splits
 from adapterlab.errors import AdapterFolderError, DataError, RunFolderError
 from adapterlab.loading import load, local_folder
+from adapterlab.new_tokens import equip
 from adapterlab.pretrained import load_backbone, load_tokenizer, quiet
 from adapterlab.recipe import load_recipe
 from adapterlab.tasks import Predictions, Task
@@ -47,6 +48,7 @@ class Predictor:
             about["backbone"], self.task.auto_class, self.tokenizer, **self.task.model_kwargs()
         )
         load(self.model, files.folder)
+        equip(self.tokenizer, self.model)
         self.model.eval().to(device())
 
     def predict(self, rows: Iterable[str | Mapping[str, Any]], batch_size: int = 32) -> Iterator[dict[str, Any]]:

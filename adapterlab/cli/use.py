@@ -147,6 +147,7 @@ def _from_stdin() -> list[str]:
 
 def _from_file(run: str, file: str, column: str | None) -> list[str] | list[dict[str, Any]]:
     from adapterlab.data import read_table
+    from adapterlab.data.columns import source_of
     from adapterlab.tasks import TASKS
 
     rows = read_table(file)
@@ -155,7 +156,7 @@ def _from_file(run: str, file: str, column: str | None) -> list[str] | list[dict
     if column is None and Path(file).suffix == ".txt":
         column = "text"
     mapping = state.get("columns") or {}
-    wanted = {name: mapping.get(name, name) for name in task.inputs}
+    wanted = {name: source_of(task, name, mapping, rows.column_names) for name in task.inputs}
     needed = [name for name in task.inputs if name not in task.optional]
     if column is not None:
         if len(needed) != 1:
@@ -169,7 +170,9 @@ def _from_file(run: str, file: str, column: str | None) -> list[str] | list[dict
             raise DataError(f"{file}: {unknown_name('column', source, rows.column_names, fix)}")
         del wanted[name]
     if list(wanted) == ["text"]:
-        return ["" if value is None else str(value) for value in rows[wanted["text"]]]
+        values = rows[wanted["text"]]
+        if not any(isinstance(value, list) for value in values):  # lists are the words of pre-split texts
+            return ["" if value is None else str(value) for value in values]
     return [{name: row[source] for name, source in wanted.items()} for row in rows]
 
 

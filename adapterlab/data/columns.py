@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,10 @@ class RowSchema(Protocol):
     @property
     def optional(self) -> Sequence[str]:
         """Those of the columns that a file may lack, and whose values may be missing."""
+
+    @property
+    def synonyms(self) -> Mapping[str, Sequence[str]]:
+        """Other names under which files have a column; the first one that is there is taken."""
 
     @property
     def inputs(self) -> Sequence[str]:
@@ -106,9 +110,9 @@ def map_columns(
     faults: dict[str, list[int]] = {}
     cleaned: Columns = {}
     for name in schema.columns if needed is None else needed:
-        if name in schema.optional and name not in mapping and name not in table.columns:
+        source = source_of(schema, name, mapping, table.columns)
+        if name in schema.optional and name not in mapping and source not in table.columns:
             continue
-        source = mapping.get(name, name)
         if isinstance(source, str):
             cleaned[name] = _clean(_find(table, schema, name, source), schema, name, f"column '{source}' ", faults)
         else:
@@ -163,6 +167,13 @@ def _without(rows: Rows, faults: Mapping[str, list[int]], table: Table, bad_rows
     if bad_rows != "drop":
         raise DataError(f"{counted} can't be used: {said}. Mend them, or set data.bad_rows=drop to leave them out.")
     return rows.take([row for row in range(len(rows)) if row not in bad]), [f"{counted} dropped: {said}."]
+
+
+def source_of(schema: Any, name: str, mapping: Mapping[str, Any], there: Collection[str]) -> Any:
+    """Return the name under which a file has a task's column: as mapped (or several), its own, or a synonym."""
+    if name in mapping:
+        return mapping[name]
+    return next((other for other in (name, *schema.synonyms.get(name, ())) if other in there), name)
 
 
 def _find(table: Table, schema: RowSchema, name: str, source: str) -> Sequence[Any]:

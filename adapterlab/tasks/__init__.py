@@ -9,6 +9,8 @@ from adapterlab.tasks.classification import Classification
 from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
 from adapterlab.tasks.multilabel import Multilabel
 from adapterlab.tasks.regression import Regression
+from adapterlab.tasks.relation import Relation
+from adapterlab.tasks.tagging import Tagging
 
 __all__ = [
     "METRICS",
@@ -19,7 +21,9 @@ __all__ = [
     "Multilabel",
     "Predictions",
     "Regression",
+    "Relation",
     "ReportTable",
+    "Tagging",
     "Task",
     "TaskOptions",
     "compute",

@@ -6,7 +6,7 @@ import functools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -119,6 +119,7 @@ class Task(ABC):
     summary: ClassVar[str]
     columns: ClassVar[dict[str, str]]  # the task's column names, each with a description
     optional: ClassVar[tuple[str, ...]] = ()  # those that a file may lack
+    synonyms: ClassVar[dict[str, tuple[str, ...]]] = {}  # what files call them as well
     inputs: ClassVar[tuple[str, ...]]  # those that the model sees
     strata: ClassVar[str | None] = None  # the one whose proportions splits keep
     auto_class: ClassVar[str]  # in transformers
@@ -186,6 +187,7 @@ class Task(ABC):
             "columns": self.column_names,
             "labels": self.labels,
             "options": self.options.model_dump(mode="json"),
+            "stride": self.preparation.stride,
             "learned": self.learned,
         }
 
@@ -205,6 +207,7 @@ class Task(ABC):
         if task.labels:
             task._labels_from = "the adapter"
         task.learned = dict(state.get("learned") or {})
+        task.preparation = replace(task.preparation, stride=int(state.get("stride", task.preparation.stride)))
         return task
 
     @abstractmethod
@@ -233,6 +236,11 @@ class Task(ABC):
         Raises:
             DataError: rows have a label that isn't known.
         """
+
+    @property
+    def new_tokens(self) -> tuple[str, ...]:
+        """Tokens that the tokenizer lacks and the adapter brings along, e.g. markers; their embeddings are trained."""
+        return ()
 
     def settle(self, seen: Callable[[], Predictions]) -> None:  # noqa: B027
         """Learn what only the trained model tells (thresholds, say), before it is saved and measured.
@@ -328,7 +336,8 @@ class Task(ABC):
             self.notes.append(text)
 
     def _check_metrics(self, names: Sequence[str], problems: list[str]) -> list[str]:
-        suited = [name for name, spec in METRICS if self.type in spec.tasks]
+        kinds = {kind.type for kind in type(self).__mro__ if issubclass(kind, Task)}  # what a task specialises, too
+        suited = [name for name, spec in METRICS if kinds & {*spec.tasks}]
         checked: list[str] = []
         for name in names:
             known = name in METRICS and METRICS.canonical(name) in suited
