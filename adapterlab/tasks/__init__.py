@@ -7,6 +7,7 @@ module in the entry-point group "adapterlab.tasks" (and "adapterlab.metrics" for
 from adapterlab.tasks.base import TASKS, Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
 from adapterlab.tasks.classification import Classification
 from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
+from adapterlab.tasks.qa import QuestionAnswering
 
 __all__ = [
     "METRICS",
@@ -15,6 +16,7 @@ __all__ = [
     "Evidence",
     "MetricSpec",
     "Predictions",
+    "QuestionAnswering",
     "ReportTable",
     "Task",
     "TaskOptions",
