@@ -182,11 +182,15 @@ def _train_and_report(
     with narrator:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
+    told = len(task.notes)
+    task.settle(
+        lambda: Predictions(trainer.outputs(prepared.rows["eval"]), prepared.rows["eval"], prepared.splits.eval)
+    )
+    need_guests(model).adapters["default"].about["task"] = task.state()
     split = "test" if "test" in prepared.rows else "eval"
     seen = Predictions(trainer.outputs(prepared.rows[split]), prepared.rows[split], prepared.splits.named[split])
     if trainer.is_world_process_zero():
         save(model, folder.adapter)
-    told = len(task.notes)
     with console.status("measuring what it has to beat"):
         evidence = RunEvidence(
             task, trainer, prepared.tokenizer, prepared.splits, prepared.rows, split, recipe.run.seed

@@ -7,7 +7,9 @@ module in the entry-point group "adapterlab.tasks" (and "adapterlab.metrics" for
 from adapterlab.tasks.base import TASKS, Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
 from adapterlab.tasks.classification import Classification
 from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
+from adapterlab.tasks.multilabel import Multilabel
 from adapterlab.tasks.qa import QuestionAnswering
+from adapterlab.tasks.regression import Regression
 
 __all__ = [
     "METRICS",
@@ -15,8 +17,10 @@ __all__ = [
     "Classification",
     "Evidence",
     "MetricSpec",
+    "Multilabel",
     "Predictions",
     "QuestionAnswering",
+    "Regression",
     "ReportTable",
     "Task",
     "TaskOptions",

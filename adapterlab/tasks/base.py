@@ -42,7 +42,7 @@ class DataSettings(Protocol):
     """What is read of a recipe's `data` section."""
 
     @property
-    def columns(self) -> Mapping[str, str]: ...
+    def columns(self) -> Mapping[str, str | list[str]]: ...
     @property
     def labels(self) -> Sequence[str] | None: ...
 
@@ -96,7 +96,7 @@ class Task(ABC):
 
     Args:
         metrics: names in `METRICS`; None takes the task's default.
-        column_names: the task's column → the file's, where the names differ.
+        column_names: the task's column → the file's (or several of them), where the names differ.
         labels: the class names in the order wanted; None sorts those found.
         options: the task's own options.
 
@@ -120,7 +120,7 @@ class Task(ABC):
         self,
         *,
         metrics: Sequence[str] | None = None,
-        column_names: Mapping[str, str] | None = None,
+        column_names: Mapping[str, str | list[str]] | None = None,
         labels: Sequence[str] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -143,6 +143,7 @@ class Task(ABC):
         if problems:
             raise ConfigError(problems)
         self.notes: list[str] = []
+        self.learned: dict[str, Any] = {}  # what `fit` and `settle` found, beside the labels; kept with the adapter
 
     @staticmethod
     def from_recipe(task: TaskSettings, data: DataSettings) -> Task:
@@ -166,6 +167,7 @@ class Task(ABC):
             "columns": self.column_names,
             "labels": self.labels,
             "options": self.options.model_dump(mode="json"),
+            "learned": self.learned,
         }
 
     @staticmethod
@@ -183,6 +185,7 @@ class Task(ABC):
         )
         if task.labels:
             task._labels_from = "the adapter"
+        task.learned = dict(state.get("learned") or {})
         return task
 
     @abstractmethod
@@ -195,10 +198,6 @@ class Task(ABC):
 
     def check(self, row: Mapping[str, Any]) -> str | None:
         """Say what is wrong with a row of clean values, e.g. that a span lies outside its text; None is nothing."""
-        return None
-
-    def check(self, row: Mapping[str, Any]) -> str | None:
-        """Say what is wrong with a row of clean values as a whole (a span outside the text), or return None."""
         return None
 
     @abstractmethod
@@ -214,6 +213,13 @@ class Task(ABC):
 
         Raises:
             DataError: rows have a label that isn't known.
+        """
+
+    def settle(self, seen: Callable[[], Predictions]) -> None:  # noqa: B027
+        """Learn what only the trained model tells (thresholds, say), before it is saved and measured.
+
+        Args:
+            seen: gives what the model made of the eval rows; calling it runs the model, on every process.
         """
 
     def model_kwargs(self) -> dict[str, Any]:
@@ -273,9 +279,9 @@ class Task(ABC):
         """Return what the report shows beside the metrics."""
         return []
 
-    def score(self, predictions: Any, references: Any) -> dict[str, float]:
-        """Compute the task's metrics of predictions against references."""
-        return compute(self.metrics, predictions, references)
+    def score(self, predictions: Any, references: Any, scores: Any = None) -> dict[str, float]:
+        """Compute the task's metrics of predictions (and their scores, where there are any) against references."""
+        return compute(self.metrics, predictions, references, scores)
 
     def higher_is_better(self, metric: str) -> bool:
         """Say which way is up."""
