@@ -8,8 +8,10 @@ from adapterlab.tasks.base import TASKS, Evidence, Predictions, ReportTable, Tas
 from adapterlab.tasks.classification import Classification
 from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
 from adapterlab.tasks.multilabel import Multilabel
+from adapterlab.tasks.multiple_choice import MultipleChoice
 from adapterlab.tasks.qa import QuestionAnswering
 from adapterlab.tasks.regression import Regression
+from adapterlab.tasks.similarity import Similarity
 
 __all__ = [
     "METRICS",
@@ -18,10 +20,12 @@ __all__ = [
     "Evidence",
     "MetricSpec",
     "Multilabel",
+    "MultipleChoice",
     "Predictions",
     "QuestionAnswering",
     "Regression",
     "ReportTable",
+    "Similarity",
     "Task",
     "TaskOptions",
     "compute",

@@ -12,11 +12,12 @@ import numpy as np
 from pydantic import Field
 
 from adapterlab.data.sources import bars_only_on_terminal
-from adapterlab.errors import AdapterLabError, DataError
+from adapterlab.errors import DataError
 from adapterlab.tasks.answers import Found, add_window, misplaced, read_answers
 from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
 from adapterlab.tasks.metrics_qa import normalise
 from adapterlab.tasks.qa_windows import QAWindows
+from adapterlab.tasks.sentence import as_text, finite
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,11 +58,8 @@ class QuestionAnswering(Task):
         """Questions and contexts are texts, contexts kept as they are; answers become a list of {text, start}."""
         if column == "answers":
             return read_answers(value)
-        if isinstance(value, list | dict):
-            raise ValueError(f"holds a {type(value).__name__} where a {column} is a text")
-        if value is None or (isinstance(value, float) and np.isnan(value)) or not str(value).strip():
-            return None
-        return str(value).strip() if column == "question" else str(value)
+        text = as_text(value, column, self.type)
+        return text.strip() if text is not None and column == "question" else text
 
     def check(self, row: Mapping[str, Any]) -> str | None:
         """Refuse an empty question or context, and answers that the context doesn't have where they say."""
@@ -116,8 +114,9 @@ class QuestionAnswering(Task):
         if len(encoded) > len(dataset):
             windowed = sum(count > 1 for count in Counter(encoded["_row"]).values())
             self.note(
-                f"{name}: {windowed:,} of {len(dataset):,} contexts are longer than {windows.limit} tokens "
-                f"(data.max_length): read in {len(encoded):,} windows, {self.options.stride} tokens shared."
+                f"{name}: {windowed:,} of {len(dataset):,} contexts don't fit into {windows.limit} tokens "
+                f"with their question (data.max_length): read in {len(encoded):,} windows, which share "
+                f"{self.options.stride} tokens."
             )
         return encoded
 
@@ -160,9 +159,9 @@ class QuestionAnswering(Task):
         """Compare with the sentence that shares most words with the question, no answer, and the model as it came."""
         rows = evidence.splits.named[evidence.split]
         true = _texts(rows)
-        found = {"sentence most like it": self._scores([_sentence(row) for row in rows], true)}
+        found = {"nearest sentence": self._scores([_sentence(row) for row in rows], true)}
         if self.options.unanswerable:
-            found = {"never an answer": self._scores([""] * len(true), true)} | found
+            found = {"no answer": self._scores([""] * len(true), true)} | found
         self.note("Untouched backbone: with the head that it came with; if it came without one, a random one.")
         return {**found, "untouched backbone": self.measure(evidence.untouched())}
 
@@ -195,15 +194,10 @@ class QuestionAnswering(Task):
         return scores
 
     def _found(self, seen: Predictions) -> list[Found]:
-        starts, ends = (np.asarray(part, dtype=np.float32) for part in seen.outputs)
+        starts, ends = map(finite, seen.outputs)
         found = [Found({}) for _ in range(len(seen.rows))]
         windows = seen.encoded.select_columns(["_row", "_begins", "_ends", "_null"])
         for window, start, end in zip(windows, starts, ends, strict=True):
-            size = len(window["_begins"])
-            if np.isnan(start[:size]).any() or np.isnan(end[:size]).any():
-                raise AdapterLabError(
-                    "the model gives NaN: training has diverged. Lower optim.lr, or set optim.precision=fp32."
-                )
             add_window(
                 found[window["_row"]], start, end, window["_begins"], window["_ends"], window["_null"],
                 longest=self.options.max_answer_length, count=self.options.n_best,
