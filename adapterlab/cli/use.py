@@ -153,7 +153,7 @@ def _rows(run: str, texts: list[str]) -> list[str | dict[str, Any]]:
                 f"text {number} must be a JSON object, since a {task.type} task reads {' and '.join(needed)}: "
                 f"'{form}'. Or give rows with --file."
             )
-        rows.append(row if is_row else text)
+        rows.append(row if isinstance(row, dict) and is_row else text)
     return rows
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from adapterlab.data.sources import bars_only_on_terminal
 from adapterlab.errors import DataError
 from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, register_task
-from adapterlab.tasks.sentence import as_text, finite
+from adapterlab.tasks.sentence import as_text, finite, were_cut
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,7 +96,7 @@ class MultipleChoice(Task):
                 for key, values in pairs.items()
             }
             lengths = [max(map(len, ids)) for ids in columns["input_ids"]]
-            cut += sum(length >= limit for length in lengths)
+            cut += sum(were_cut(pairs, limit))
             columns["length"] = [length * size for length, size in zip(lengths, sizes, strict=True)]
             if "answer" in batch:
                 pairs_of = zip(batch["answer"], batch["choices"], strict=True)
@@ -114,7 +114,9 @@ class MultipleChoice(Task):
                 desc=f"Tokenising {name}",
             )
         if cut:
-            self.note(f"{name}: in {cut:,} of {len(dataset):,} rows something was cut to {limit} tokens.")
+            self.note(
+                f"{name}: {cut:,} questions with a choice cut to {limit} tokens, the longer part first (max_length)."
+            )
         return encoded
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

@@ -80,10 +80,7 @@ class SentenceTask(Task):
         def tokenise(batch: dict[str, list[Any]]) -> dict[str, Any]:
             nonlocal cut
             encoded = tokenizer(batch["text"], batch.get("text_pair"), truncation=True, max_length=limit)
-            if encoded.encodings:  # a fast tokenizer knows what it cut off
-                cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
-            else:
-                cut += sum(len(ids) >= limit for ids in encoded["input_ids"])
+            cut += sum(were_cut(encoded, limit))
             columns = dict(encoded)
             if "label" in batch:
                 columns["labels"] = self.targets(batch["label"])
@@ -131,6 +128,13 @@ def as_text(value: Any, column: str, task: str) -> str | None:
         value = int(value)  # 1.0 is what is left of the class 1 in a column with gaps
     text = str(value)
     return text if text.strip() else None
+
+
+def were_cut(encoded: Any, limit: int) -> list[bool]:
+    """Say which texts, tokenised with truncation to `limit` tokens, lost some."""
+    if encoded.encodings:  # a fast tokenizer knows what it cut off
+        return [bool(encoding.overflowing) for encoding in encoded.encodings]
+    return [len(ids) >= limit for ids in encoded["input_ids"]]
 
 
 def finite(logits: Any) -> np.ndarray[Any, Any]:

@@ -14,7 +14,7 @@ from adapterlab.errors import BackboneError, ConfigError, DataError
 from adapterlab.tasks import metrics_ranks as _ranks  # noqa: F401 (registers them)
 from adapterlab.tasks.base import Evidence, Predictions, Task, TaskOptions, register_task
 from adapterlab.tasks.embedding import contrastive, partner_ranks, pool
-from adapterlab.tasks.sentence import as_text, finite
+from adapterlab.tasks.sentence import as_text, finite, were_cut
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -129,11 +129,12 @@ class Similarity(Task):
             there = [[n for n, column in enumerate(_TEXTS) if column in batch and batch[column][row] is not None]
                      for row in range(len(batch["text"]))]  # fmt: skip
             texts = [batch[_TEXTS[n]][row] for row, kinds in enumerate(there) for n in kinds]
-            ids = iter(tokenizer(texts, truncation=True, max_length=limit)["input_ids"])
+            tokens = tokenizer(texts, truncation=True, max_length=limit)
+            ids = iter(tokens["input_ids"])
             columns: dict[str, Any] = {"input_ids": [[next(ids) for _ in kinds] for kinds in there], "kinds": there}
             columns["length"] = [max(map(len, row)) for row in columns["input_ids"]]
             texts_in_all += len(texts)
-            cut += sum(len(one) >= limit for row in columns["input_ids"] for one in row)
+            cut += sum(were_cut(tokens, limit))
             if "score" in batch:
                 columns["labels"] = [self._cosine(score) for score in batch["score"]]
             return columns
@@ -149,7 +150,7 @@ class Similarity(Task):
                 desc=f"Tokenising {name}",
             )
         if cut:
-            self.note(f"{name}: {cut:,} of {texts_in_all:,} texts fill or exceed {limit} tokens (data.max_length).")
+            self.note(f"{name}: {cut:,} of {texts_in_all:,} texts cut to {limit} tokens (data.max_length).")
         return encoded
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

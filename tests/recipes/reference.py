@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from itertools import pairwise
 from pydoc_data.topics import topics
 
 LITERAL = re.compile(r'"([A-Za-z_][^"\n]{2,30})"')
@@ -57,7 +58,7 @@ def continuations(seed: int = 0, choices: int = 4) -> list[dict]:
     everything = [sentence for text in texts for sentence in text]
     rows = []
     for text in texts:
-        for first, second in zip(text, text[1:], strict=False):
+        for first, second in pairwise(text):
             others = [draw.choice(everything) for _ in range(choices - 1 - (len(rows) % 5 == 0))]
             options = draw.sample([second, *others], len(others) + 1)
             rows.append({"question": first, "choices": options, "answer": options.index(second)})
@@ -69,6 +70,6 @@ def neighbours(seed: int = 0) -> list[dict]:
     pairs = [
         {"text": first, "text_pair": second}
         for text in map(sentences, paragraphs())
-        for first, second in zip(text, text[1:], strict=False)
+        for first, second in pairwise(text)
     ]
     return random.Random(seed).sample(pairs, len(pairs))
