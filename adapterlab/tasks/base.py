@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from adapterlab.data.preparing import Preparation
 from adapterlab.errors import ConfigError, did_you_mean, unknown_name
 from adapterlab.registry import Registry
 from adapterlab.tasks.metrics import METRICS, compute
@@ -45,6 +47,14 @@ class DataSettings(Protocol):
     def columns(self) -> Mapping[str, str | list[str]]: ...
     @property
     def labels(self) -> Sequence[str] | None: ...
+    @property
+    def workers(self) -> int | Literal["auto"]: ...
+    @property
+    def cache(self) -> bool | str: ...
+    @property
+    def long_texts(self) -> str: ...
+    @property
+    def stride(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,7 @@ class Task(ABC):
     extra_inputs: ClassVar[tuple[str, ...]] = ()  # columns of a batch that `forward` reads and the model doesn't take
     counts_items: ClassVar[bool] = False  # whether `forward` divides its loss by the number of items it is given
     default_metrics: ClassVar[tuple[str, ...]]
+    windows: ClassVar[bool] = False  # whether long texts can be read in windows
     Options: ClassVar[OptionsClass] = TaskOptions
 
     def __init__(
@@ -144,6 +155,9 @@ class Task(ABC):
             raise ConfigError(problems)
         self.notes: list[str] = []
         self.learned: dict[str, Any] = {}  # what `fit` and `settle` found, beside the labels; kept with the adapter
+        self.preparation = Preparation()
+        self.cut: dict[str, int] = {}  # texts of each encoded split that lost tokens
+        self.splits: Splits | None = None  # those learned from, whose rows can be located
 
     @staticmethod
     def from_recipe(task: TaskSettings, data: DataSettings) -> Task:
@@ -152,12 +166,16 @@ class Task(ABC):
         Raises:
             ConfigError: an unknown type, metric, option or input column; all problems at once.
         """
-        return TASKS.get(task.type)(
+        made = TASKS.get(task.type)(
             metrics=task.metrics,
             column_names=data.columns,
             labels=data.labels,
             options=getattr(task, "model_extra", None),
         )
+        if data.long_texts == "window" and not made.windows:
+            raise ConfigError(f"data.long_texts: {made.type} can't read texts in windows; set it to cut or refuse")
+        made.preparation = Preparation(data.workers, data.cache, data.long_texts, data.stride)
+        return made
 
     def state(self) -> dict[str, Any]:
         """Return what rebuilds the task, labels included, as JSON can hold it."""
@@ -249,6 +267,16 @@ class Task(ABC):
         outputs = model(**batch)
         return getattr(outputs, "loss", None), outputs
 
+    def spread(self, outputs: Any, batch: dict[str, Any], items: Any = None) -> Any:
+        """Return the cross-entropy against labels spread evenly over all classes, for label smoothing.
+
+        Raises:
+            ConfigError: the task's loss is over no classes.
+        """
+        raise ConfigError(
+            f"optim.label_smoothing: a {self.type} task has no classes to spread labels over. Set it to 0."
+        )
+
     def outputs(self, outputs: Any, batch: dict[str, Any]) -> Any:
         """Return what is kept of a batch's outputs: a tensor of (rows, ...), or a tuple of them."""
         return outputs.logits
@@ -288,6 +316,12 @@ class Task(ABC):
         """Say which way is up."""
         return METRICS.get(metric).higher_is_better
 
+    def locator(self, name: str) -> Callable[[Sequence[int]], str]:
+        """Return what words where rows of a split stand: file and line, where that is known."""
+        if self.splits is not None and name in self.splits.named:
+            return functools.partial(self.splits.locate, name)
+        return lambda rows: f"rows {', '.join(str(row + 1) for row in rows[:5])}"
+
     def note(self, text: str) -> None:
         """Keep a note for the report, once."""
         if text not in self.notes:
@@ -311,6 +345,17 @@ class Task(ABC):
         if item["type"] == "extra_forbidden":
             return f"task.{key}: {unknown_name(f'{self.type} option', key, self.Options.model_fields)}"
         return f"task.{key}: {item['msg']} (given: {item['input']!r})"
+
+
+def spread_evenly(logits: Any, labels: Any = None, items: Any = None) -> Any:
+    """Return the mean cross-entropy of logits (..., classes) against even labels, where `labels` isn't -100.
+
+    The sum is divided by `items`, if given, instead of by the number of positions.
+    """
+    values = -logits.float().log_softmax(-1).mean(-1)
+    if labels is not None:
+        values = values[labels != -100]
+    return values.mean() if items is None else values.sum() / items
 
 
 TASKS: Registry[type[Task]] = Registry("task type", group="adapterlab.tasks")

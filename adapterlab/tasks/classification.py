@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from adapterlab.errors import DataError
-from adapterlab.tasks.base import Evidence, Predictions, ReportTable, register_task
+from adapterlab.tasks.base import Evidence, Predictions, ReportTable, register_task, spread_evenly
 from adapterlab.tasks.labels import LabelledTask, tell
 from adapterlab.tasks.sentence import as_text, finite, fit_probe
 
@@ -79,6 +79,10 @@ class Classification(LabelledTask):
             return cross_entropy(logits, targets)
         # Not torch's own weighted mean: divided by the batch's weights, it would depend on how rows are batched.
         return (cross_entropy(logits, targets, reduction="none") * logits.new_tensor(weights)[targets]).mean()
+
+    def spread(self, outputs: Any, batch: dict[str, Any], items: Any = None) -> Any:
+        """See `Task.spread`."""
+        return spread_evenly(outputs.logits)
 
     def measure(self, seen: Predictions) -> dict[str, float]:
         """Compute the task's metrics; a model that gives NaN is told apart from a bad one."""

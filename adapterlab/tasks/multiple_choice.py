@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import string
-import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from adapterlab.data.sources import bars_only_on_terminal
+from adapterlab.data.tokenizing import tokenise
 from adapterlab.errors import DataError
 from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, register_task
-from adapterlab.tasks.sentence import as_text, finite, were_cut
+from adapterlab.tasks.sentence import as_text, encode_texts, finite
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,6 +63,7 @@ class MultipleChoice(Task):
 
     def fit(self, splits: Splits) -> None:
         """Say how many choices there are, and where the right ones stand."""
+        self.splits = splits
         counts = Counter(len(choices) for choices in splits.train["choices"])
         places = Counter(_indices(splits.train))
         rows = len(splits.train)
@@ -78,10 +78,8 @@ class MultipleChoice(Task):
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
         """Tokenise question and choice as a pair, a list of them a row; of a pair too long the longer is cut first."""
         limit = min(max_length, tokenizer.model_max_length)
-        cut = 0
 
-        def tokenise(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            nonlocal cut
+        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
             sizes = [len(choices) for choices in batch["choices"]]
             contexts = batch.get("context") or [None] * len(sizes)
             first, second = [], []
@@ -89,35 +87,21 @@ class MultipleChoice(Task):
                 for choice in choices:  # a passage is the longer part, and so the one that is cut
                     first.append(question if context is None else context)
                     second.append(choice["text"] if context is None else f"{question} {choice['text']}")
-            pairs = tokenizer(first, second, truncation=True, max_length=limit)
+            pairs = tokenise(tokenizer, first, second, max_length=limit)
             ends = np.cumsum(sizes)
             columns = {
                 key: [values[end - size : end] for end, size in zip(ends, sizes, strict=True)]
                 for key, values in pairs.items()
             }
             lengths = [max(map(len, ids)) for ids in columns["input_ids"]]
-            cut += sum(were_cut(pairs, limit))
+            columns["cut"] = list(map(any, columns["cut"]))
             columns["length"] = [length * size for length, size in zip(lengths, sizes, strict=True)]
             if "answer" in batch:
                 pairs_of = zip(batch["answer"], batch["choices"], strict=True)
                 columns["labels"] = [_index(answer, choices) for answer, choices in pairs_of]
             return columns
 
-        with bars_only_on_terminal():
-            encoded = dataset.map(
-                tokenise,
-                batched=True,
-                remove_columns=dataset.column_names,
-                keep_in_memory=True,
-                load_from_cache_file=False,
-                new_fingerprint=uuid.uuid4().hex,  # spares hashing the tokenizer for a cache that isn't used
-                desc=f"Tokenising {name}",
-            )
-        if cut:
-            self.note(
-                f"{name}: {cut:,} questions with a choice cut to {limit} tokens, the longer part first (max_length)."
-            )
-        return encoded
+        return encode_texts(self, dataset, encode, tokenizer, limit, name, "questions with choices")
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Lay the choices of all rows one below the other: no row is filled up to the most choices of the batch."""

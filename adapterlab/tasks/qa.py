@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from adapterlab.data.sources import bars_only_on_terminal
+from adapterlab.data.preparing import encode_rows
+from adapterlab.data.tokenizing import identity
 from adapterlab.errors import DataError
 from adapterlab.tasks.answers import Found, add_window, misplaced, read_answers
 from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
@@ -52,6 +52,7 @@ class QuestionAnswering(Task):
     inputs = ("question", "context")
     auto_class = "AutoModelForQuestionAnswering"
     default_metrics = ("exact_match", "answer_f1")
+    windows = True  # whatever data.long_texts says: what is cut off may hold the answer
     Options = QAOptions
 
     def clean(self, column: str, value: Any) -> Any:
@@ -70,6 +71,7 @@ class QuestionAnswering(Task):
 
     def fit(self, splits: Splits) -> None:
         """See whether questions without an answer are among the rows."""
+        self.splits = splits
         empty = sum(not answers for answers in splits.train["answers"])
         rows = len(splits.train)
         if empty == rows:
@@ -87,8 +89,8 @@ class QuestionAnswering(Task):
         empty = [row for row, answers in enumerate(dataset["answers"]) if not answers]
         if empty and not self.options.unanswerable:
             raise DataError(
-                f"{len(empty):,} of {len(dataset):,} questions of {name} have no answer, e.g. "
-                f"'{dataset[empty[0]]['question']}', and this task answers every question "
+                f"{len(empty):,} of {len(dataset):,} questions of {name} have no answer "
+                f"({self.locator(name)(empty)}), and this task answers every question "
                 "(task.unanswerable is false, or train has no such question). Leave them out, or train with "
                 "task.unanswerable=true on rows that hold some."
             )
@@ -99,26 +101,40 @@ class QuestionAnswering(Task):
 
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
         """Tokenise questions whole, with as much of the context as fits: in overlapping windows if that isn't all."""
-        windows = QAWindows(tokenizer, min(max_length, tokenizer.model_max_length), self.options.stride, name)
-        with bars_only_on_terminal():
-            encoded = dataset.map(
-                windows.encode,
-                batched=True,
-                with_indices=True,
-                remove_columns=dataset.column_names,
-                keep_in_memory=True,
-                load_from_cache_file=False,
-                new_fingerprint=uuid.uuid4().hex,  # spares hashing the tokenizer for a cache that isn't used
-                desc=f"Tokenising {name}",
-            )
-        if len(encoded) > len(dataset):
-            windowed = sum(count > 1 for count in Counter(encoded["_row"]).values())
+        windows = QAWindows(tokenizer, min(max_length, tokenizer.model_max_length), self.options.stride)
+        self._refuse_long_questions(dataset, windows, name)
+        encoded = encode_rows(
+            dataset,
+            windows.encode,
+            description=f"Tokenising {name}",
+            fingerprint=[self.state(), identity(tokenizer), windows.limit, name],
+            workers=self.preparation.workers,
+            cache=self.preparation.cache,
+            with_indices=True,
+        )
+        if long := [row for row, count in Counter(encoded["_row"]).items() if count > 1]:
+            if self.preparation.long_texts == "refuse":
+                raise DataError(
+                    f"{name}: {len(long):,} of {len(dataset):,} contexts don't fit into {windows.limit} tokens with "
+                    f"their question ({self.locator(name)(long)}). Raise data.max_length, or leave data.long_texts out: they "
+                    "are read in windows then."
+                )
             self.note(
-                f"{name}: {windowed:,} of {len(dataset):,} contexts don't fit into {windows.limit} tokens "
+                f"{name}: {len(long):,} of {len(dataset):,} contexts don't fit into {windows.limit} tokens "
                 f"with their question (data.max_length): read in {len(encoded):,} windows, which share "
                 f"{self.options.stride} tokens."
             )
         return encoded
+
+    def _refuse_long_questions(self, dataset: Dataset, windows: QAWindows, name: str) -> None:
+        if long := windows.without_room(dataset["question"]):
+            question = dataset[long[0]]["question"]
+            raise DataError(
+                f"{name}: {len(long):,} of {len(dataset):,} questions leave less than {self.options.stride + 1} of "
+                f"{windows.limit} tokens for the context, and windows share {self.options.stride} "
+                f"({self.locator(name)(long)}; '{question[:60]}'). Raise data.max_length, lower task.stride, or "
+                "shorten them."
+            )
 
     def outputs(self, outputs: Any, batch: dict[str, Any]) -> Any:
         """Keep the logits of starts and ends."""

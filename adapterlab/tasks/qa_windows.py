@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from adapterlab.errors import BackboneError, DataError
+from adapterlab.errors import BackboneError
 
 
 class QAWindows:
@@ -16,44 +17,33 @@ class QAWindows:
         tokenizer: a fast one.
         limit: tokens of a window at most.
         stride: tokens of the context that two windows share.
-        name: the split's, for messages.
 
     Raises:
         BackboneError: the tokenizer is a slow one.
     """
 
-    def __init__(self, tokenizer: Any, limit: int, stride: int, name: str) -> None:
+    def __init__(self, tokenizer: Any, limit: int, stride: int) -> None:
         if not tokenizer.is_fast:
             raise BackboneError(
                 f"qa needs a fast tokenizer, which knows where in the text a token stands; {type(tokenizer).__name__} "
                 "isn't one. Take a backbone that has one: most do."
             )
-        self.tokenizer, self.limit, self.stride, self.name = tokenizer, limit, stride, name
+        self.tokenizer, self.limit, self.stride = tokenizer, limit, stride
         self.special = tokenizer.num_special_tokens_to_add(pair=True)
         # BERT's first token stands for "no answer". A GPT's sees nothing; there a token at the end does.
         self.closes = tokenizer.cls_token_id is None
         self.closing = tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
-    def encode(self, batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        """Return the windows of some rows; where each token stands in the context is in `_begins` and `_ends`.
+    def without_room(self, questions: Sequence[str]) -> list[int]:
+        """Return the places of questions that leave no more tokens for the context than windows share."""
+        lengths = map(len, self.tokenizer(self._apart(questions), add_special_tokens=False, verbose=False)["input_ids"])
+        most = self.limit - self.special - self.closes - self.stride
+        return [place for place, length in enumerate(lengths) if length >= most]
 
-        Raises:
-            DataError: a question leaves no room for its context.
-        """
-        questions = batch["question"]
-        if self.tokenizer.sep_token_id is None:
-            questions = [question + "\n" for question in questions]
-        lengths = [len(ids) for ids in self.tokenizer(questions, add_special_tokens=False)["input_ids"]]
-        for number, length in enumerate(lengths):
-            room = self.limit - self.special - self.closes - length
-            if room <= self.stride:
-                raise DataError(
-                    f"row {indices[number] + 1} of {self.name}: the question ('{batch['question'][number][:60]}...') "
-                    f"is {length} tokens long. Of a window of {self.limit} that leaves {max(room, 0)} for the context, "
-                    f"and windows share {self.stride}: raise data.max_length, lower task.stride, or shorten it."
-                )
+    def encode(self, batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        """Return the windows of some rows; where each token stands in the context is in `_begins` and `_ends`."""
         encoded = self.tokenizer(
-            questions,
+            self._apart(batch["question"]),
             batch["context"],
             truncation="only_second",
             max_length=self.limit - self.closes,
@@ -74,6 +64,11 @@ class QAWindows:
             columns["start_positions"] = [start for start, _ in places]
             columns["end_positions"] = [end for _, end in places]
         return columns
+
+    def _apart(self, questions: Sequence[str]) -> list[str]:
+        return (
+            list(questions) if self.tokenizer.sep_token_id is not None else [f"{question}\n" for question in questions]
+        )
 
     def _null(self, columns: dict[str, list[Any]], window: int) -> int:
         ids = columns["input_ids"][window]

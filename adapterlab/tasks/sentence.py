@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from adapterlab.data.sources import bars_only_on_terminal
+from adapterlab.data.preparing import encode_rows
+from adapterlab.data.tokenizing import identity, settle, tokenise
 from adapterlab.errors import AdapterLabError, DataError
 from adapterlab.tasks.base import Evidence, Task
 
@@ -60,6 +60,7 @@ class SentenceTask(Task):
 
     def fit(self, splits: Splits) -> None:
         """Learn whether rows are pairs."""
+        self.splits = splits
         self.learned["pairs"] = pairs = "text_pair" in splits.train.column_names
         for name, rows in splits.named.items():
             if ("text_pair" in rows.column_names) != pairs:
@@ -70,36 +71,19 @@ class SentenceTask(Task):
                 )
 
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
-        """Tokenise in memory; of a pair too long the longer text is cut first. A note says how many were cut."""
+        """Tokenise; of a pair too long the longer text is cut first. A note says how many were cut."""
         self.need_fit()
         limit = min(max_length, tokenizer.model_max_length)
         if limit < max_length:
             self.note(f"data.max_length={max_length} is more than the tokenizer's {limit} tokens; {limit} it is.")
-        cut = 0
 
-        def tokenise(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            nonlocal cut
-            encoded = tokenizer(batch["text"], batch.get("text_pair"), truncation=True, max_length=limit)
-            cut += sum(were_cut(encoded, limit))
-            columns = dict(encoded)
-            if "label" in batch:
-                columns["labels"] = self.targets(batch["label"])
-            return columns
+        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            return tokenise(tokenizer, batch["text"], batch.get("text_pair"), max_length=limit)
 
-        with bars_only_on_terminal():
-            encoded = dataset.map(
-                tokenise,
-                batched=True,
-                remove_columns=dataset.column_names,
-                keep_in_memory=True,
-                load_from_cache_file=False,
-                new_fingerprint=uuid.uuid4().hex,  # spares hashing the tokenizer for a cache that isn't used
-                desc=f"Tokenising {name}",
-            )
-        if cut:
-            share = f"{cut / len(dataset):.1%}" if cut / len(dataset) >= 0.001 else "less than 0.1%"
-            what, how = ("pairs", ", the longer text first") if "text_pair" in dataset.column_names else ("texts", "")
-            self.note(f"{name}: {share} of {len(dataset):,} {what} cut to {limit} tokens{how} (data.max_length).")
+        what = "pairs" if "text_pair" in dataset.column_names else "texts"
+        encoded = encode_texts(self, dataset, encode, tokenizer, limit, name, what)
+        if "label" in dataset.column_names:
+            encoded = encoded.add_column("labels", self.targets(dataset["label"]))
         return encoded
 
     def forward(self, model: Any, batch: dict[str, Any], items: Any = None) -> tuple[Any, Any]:
@@ -130,11 +114,37 @@ def as_text(value: Any, column: str, task: str) -> str | None:
     return text if text.strip() else None
 
 
-def were_cut(encoded: Any, limit: int) -> list[bool]:
-    """Say which texts, tokenised with truncation to `limit` tokens, lost some."""
-    if encoded.encodings:  # a fast tokenizer knows what it cut off
-        return [bool(encoding.overflowing) for encoding in encoded.encodings]
-    return [len(ids) >= limit for ids in encoded["input_ids"]]
+def encode_texts(
+    task: Task,
+    dataset: Dataset,
+    encode: Callable[[dict[str, list[Any]]], dict[str, Any]],
+    tokenizer: Any,
+    limit: int,
+    name: str,
+    what: str = "texts",
+) -> Dataset:
+    """Encode rows as the task's preparation says, and note how many were cut.
+
+    Args:
+        encode: makes columns of a batch's, one of them `cut`: whether a row lost tokens. It depends on nothing but the
+            batch, the task's state, tokenizer and limit.
+        what: what a row holds, for the note.
+    """
+    settings = task.preparation
+    encoded = encode_rows(
+        dataset,
+        encode,
+        description=f"Tokenising {name}",
+        fingerprint=[task.state(), identity(tokenizer), limit],
+        workers=settings.workers,
+        cache=settings.cache,
+    )
+    encoded, task.cut[name], note = settle(
+        encoded, name=name, max_length=limit, long_texts=settings.long_texts, locate=task.locator(name), what=what
+    )
+    if note:
+        task.note(note)
+    return encoded
 
 
 def finite(logits: Any) -> np.ndarray[Any, Any]:

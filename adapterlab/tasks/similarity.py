@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from adapterlab.data.sources import bars_only_on_terminal
+from adapterlab.data.tokenizing import tokenise
 from adapterlab.errors import BackboneError, ConfigError, DataError
 from adapterlab.tasks import metrics_ranks as _ranks  # noqa: F401 (registers them)
 from adapterlab.tasks.base import Evidence, Predictions, Task, TaskOptions, register_task
 from adapterlab.tasks.embedding import contrastive, partner_ranks, pool
-from adapterlab.tasks.sentence import as_text, finite, were_cut
+from adapterlab.tasks.sentence import as_text, encode_texts, finite
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,7 +84,7 @@ class Similarity(Task):
 
     def fit(self, splits: Splits) -> None:
         """See whether rows are scored; the metrics are those that suit."""
-        train = splits.train
+        self.splits, train = splits, splits.train
         self.learned["scored"] = scored = "score" in train.column_names
         for name, rows in splits.named.items():
             self.check_labels(rows, name)
@@ -122,36 +121,22 @@ class Similarity(Task):
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
         """Tokenise each text by itself: a list of those there are a row, and what each is."""
         limit = min(max_length, tokenizer.model_max_length)
-        cut = texts_in_all = 0
 
-        def tokenise(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            nonlocal cut, texts_in_all
+        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
             there = [[n for n, column in enumerate(_TEXTS) if column in batch and batch[column][row] is not None]
                      for row in range(len(batch["text"]))]  # fmt: skip
             texts = [batch[_TEXTS[n]][row] for row, kinds in enumerate(there) for n in kinds]
-            tokens = tokenizer(texts, truncation=True, max_length=limit)
+            tokens = tokenise(tokenizer, texts, max_length=limit)
             ids = iter(tokens["input_ids"])
             columns: dict[str, Any] = {"input_ids": [[next(ids) for _ in kinds] for kinds in there], "kinds": there}
             columns["length"] = [max(map(len, row)) for row in columns["input_ids"]]
-            texts_in_all += len(texts)
-            cut += sum(were_cut(tokens, limit))
+            cut = iter(tokens["cut"])
+            columns["cut"] = [any([next(cut) for _ in kinds]) for kinds in there]
             if "score" in batch:
                 columns["labels"] = [self._cosine(score) for score in batch["score"]]
             return columns
 
-        with bars_only_on_terminal():
-            encoded = dataset.map(
-                tokenise,
-                batched=True,
-                remove_columns=dataset.column_names,
-                keep_in_memory=True,
-                load_from_cache_file=False,
-                new_fingerprint=uuid.uuid4().hex,  # spares hashing the tokenizer for a cache that isn't used
-                desc=f"Tokenising {name}",
-            )
-        if cut:
-            self.note(f"{name}: {cut:,} of {texts_in_all:,} texts cut to {limit} tokens (data.max_length).")
-        return encoded
+        return encode_texts(self, dataset, encode, tokenizer, limit, name, "rows")
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Lay the texts of all rows one below the other, for one forward pass, and number those that are equal."""

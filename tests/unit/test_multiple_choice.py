@@ -143,4 +143,4 @@ def test_a_passage_is_cut_and_not_the_question(task, tokenizer):
     for ids, choice in zip(encoded["input_ids"][0], ("home", "away"), strict=True):
         assert len(ids) == 24
         assert tokenizer.decode(ids).endswith(f"where to? {choice} [SEP]")
-    assert "2 questions with a choice cut to 24 tokens" in task.notes[0]
+    assert "100.0% of 1 questions with choices cut to 24 tokens" in task.notes[0]
