@@ -89,12 +89,12 @@ class MultipleChoice(Task):
                     second.append(choice["text"] if context is None else f"{question} {choice['text']}")
             pairs = tokenise(tokenizer, first, second, max_length=limit)
             ends = np.cumsum(sizes)
-            columns = {
+            columns: dict[str, Any] = {
                 key: [values[end - size : end] for end, size in zip(ends, sizes, strict=True)]
                 for key, values in pairs.items()
             }
             lengths = [max(map(len, ids)) for ids in columns["input_ids"]]
-            columns["cut"] = list(map(any, columns["cut"]))
+            columns["cut"] = [any(cut) for cut in columns["cut"]]
             columns["length"] = [length * size for length, size in zip(lengths, sizes, strict=True)]
             if "answer" in batch:
                 pairs_of = zip(batch["answer"], batch["choices"], strict=True)

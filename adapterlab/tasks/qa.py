@@ -116,8 +116,8 @@ class QuestionAnswering(Task):
             if self.preparation.long_texts == "refuse":
                 raise DataError(
                     f"{name}: {len(long):,} of {len(dataset):,} contexts don't fit into {windows.limit} tokens with "
-                    f"their question ({self.locator(name)(long)}). Raise data.max_length, or leave data.long_texts out: they "
-                    "are read in windows then."
+                    f"their question ({self.locator(name)(long)}). Raise data.max_length, or leave data.long_texts "
+                    "out: they are read in windows then."
                 )
             self.note(
                 f"{name}: {len(long):,} of {len(dataset):,} contexts don't fit into {windows.limit} tokens "

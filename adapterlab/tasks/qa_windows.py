@@ -66,9 +66,8 @@ class QAWindows:
         return columns
 
     def _apart(self, questions: Sequence[str]) -> list[str]:
-        return (
-            list(questions) if self.tokenizer.sep_token_id is not None else [f"{question}\n" for question in questions]
-        )
+        end = "\n" if self.tokenizer.sep_token_id is None else ""
+        return [question + end for question in questions]
 
     def _null(self, columns: dict[str, list[Any]], window: int) -> int:
         ids = columns["input_ids"][window]

@@ -130,8 +130,10 @@ class Similarity(Task):
             ids = iter(tokens["input_ids"])
             columns: dict[str, Any] = {"input_ids": [[next(ids) for _ in kinds] for kinds in there], "kinds": there}
             columns["length"] = [max(map(len, row)) for row in columns["input_ids"]]
-            cut = iter(tokens["cut"])
-            columns["cut"] = [any([next(cut) for _ in kinds]) for kinds in there]
+            ends = np.cumsum([len(kinds) for kinds in there])
+            columns["cut"] = [
+                any(tokens["cut"][end - len(kinds) : end]) for end, kinds in zip(ends, there, strict=True)
+            ]
             if "score" in batch:
                 columns["labels"] = [self._cosine(score) for score in batch["score"]]
             return columns

