@@ -138,10 +138,10 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     }
     need_guests(model).adapters["default"].about = about
     parameter_groups(model, recipe.optim)  # here a rate for what isn't there fails
-    set_total_step(model, planned_steps(recipe, splits.sizes["train"]))  # here a schedule that can't fit fails
     rows = {
         name: task.encode(split, tokenizer, recipe.data.max_length, name=name) for name, split in splits.named.items()
     }
+    set_total_step(model, planned_steps(recipe, len(rows["train"])))  # here a schedule that can't fit fails
     notes = [*splits.notes, *task.notes, f"Training in {number_format}: {why}."]
     if fresh:
         notes.append(f"The backbone's files have no weights for {', '.join(fresh)}: trained with the adapter.")
@@ -151,7 +151,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
 def _announce(prepared: Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> None:
     recipe, counts = prepared.recipe, prepared.counts
     sizes = ", ".join(f"{size:,} {name}" for name, size in prepared.splits.sizes.items())
-    steps = planned_steps(recipe, prepared.splits.sizes["train"])
+    steps = planned_steps(recipe, len(prepared.rows["train"]))
     share = 100 * counts.trainable / counts.total
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     examples = recipe.optim.batch_size * recipe.optim.accumulate * processes
@@ -171,7 +171,7 @@ def _announce(prepared: Prepared, folder: RunFolder, checkpoint: Path | None, co
 def _train(prepared: Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult | None:
     recipe = prepared.recipe
     if checkpoint is not None:
-        check_resumable(checkpoint, prepared.model, planned_steps(recipe, prepared.splits.sizes["train"]))
+        check_resumable(checkpoint, prepared.model, planned_steps(recipe, len(prepared.rows["train"])))
         if folder.splits.exists():
             prepared.splits.verify(folder.splits)
     with folder.begin() if _speaks() and checkpoint is None else nullcontext():

@@ -65,7 +65,9 @@ class Predictor:
         numbered = enumerate(rows, start=1)
         for chunk in _chunks(numbered, batch_size * _CHUNK):
             given = [self._inputs(row, number) for number, row in chunk]
-            answers = self.task.decode(self.run(Dataset.from_list(given), batch_size))
+            names = dict.fromkeys(name for row in given for name in row)  # what is optional, some rows may lack
+            table = Dataset.from_dict({name: [row.get(name) for row in given] for name in names})
+            answers = self.task.decode(self.run(table, batch_size))
             for row, answer in zip(given, answers, strict=True):
                 yield {**row, **answer}
 
@@ -105,7 +107,8 @@ class Predictor:
         given: dict[str, Any] = {name: row.get(name) for name in self.task.inputs if name in row or name in needed}
         for name, value in given.items():
             try:  # an empty text is a fair question, though nothing can be learned from it
-                given[name] = value if isinstance(value, str) or value is None else self.task.clean(name, value)
+                cleaned = None if value is None else self.task.clean(name, value)
+                given[name] = value if cleaned is None else cleaned
             except (TypeError, ValueError) as error:
                 raise DataError(f"row {number}, {name}: {error}") from error
         if wrong := self.task.check(given):

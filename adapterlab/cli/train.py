@@ -82,4 +82,8 @@ def train(
             raise typer.Exit(130) from None
         raise
     if not dry_run:
-        done(f'next: adapterlab predict {folder} "your text"')
+        from adapterlab.tasks import TASKS
+
+        task = TASKS.get(loaded.task.type)
+        one_text = len(set(task.inputs) - set(task.optional)) == 1
+        done(f"next: adapterlab predict {folder} " + ('"your text"' if one_text else "--file rows.jsonl"))

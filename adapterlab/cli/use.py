@@ -63,7 +63,7 @@ def evaluate(
 def predict(
     run: Adapter,
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT", help="Texts, where the task reads one text a row.")
+        list[str] | None, typer.Argument(metavar="TEXT", help="Texts; JSON objects where the task reads several a row.")
     ] = None,
     file: Annotated[
         str | None,
@@ -124,12 +124,37 @@ def _given(run: str, texts: list[str] | None, file: str | None, column: str | No
     if column and not file:
         raise ConfigError("--column names a column of --file; give --file as well.")
     if texts:
-        return texts
+        return _rows(run, texts)
     if file:
         return _from_file(run, file, column)
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError(f'nothing to predict: give a text (adapterlab predict {run} "…"), --file, or pipe texts in.')
-    return _from_stdin()
+    return _rows(run, _from_stdin())
+
+
+def _rows(run: str, texts: list[str]) -> list[str | dict[str, Any]]:
+    """Read texts that are JSON objects of the task's inputs, which a task with several needs, as rows."""
+    import json
+
+    from adapterlab.tasks import TASKS
+
+    task = TASKS.get(_task_state(run).get("type", "classification"))
+    needed = [name for name in task.inputs if name not in task.optional]
+    rows: list[str | dict[str, Any]] = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            row = json.loads(text) if text.lstrip().startswith("{") else None
+        except ValueError:
+            row = None
+        is_row = isinstance(row, dict) and bool(row) and row.keys() <= {*task.inputs}
+        if len(needed) > 1 and not is_row:
+            form = json.dumps(dict.fromkeys(needed, "..."))
+            raise DataError(
+                f"text {number} must be a JSON object, since a {task.type} task reads {' and '.join(needed)}: "
+                f"'{form}'. Or give rows with --file."
+            )
+        rows.append(row if isinstance(row, dict) and is_row else text)
+    return rows
 
 
 def _from_stdin() -> list[str]:
@@ -163,17 +188,29 @@ def _from_file(run: str, file: str, column: str | None) -> list[str] | list[dict
             raise ConfigError(f"--column names one column, and a {task.type} task reads {' and '.join(needed)}.")
         wanted = {needed[0]: column}
     for name, source in list(wanted.items()):
-        if source in rows.column_names:
+        lacking = [one for one in _several(source) if one not in rows.column_names]
+        if not lacking:
             continue
         if name not in task.optional:
             fix = "Name it with --column." if column is None and len(needed) == 1 else ""
-            raise DataError(f"{file}: {unknown_name('column', source, rows.column_names, fix)}")
+            raise DataError(f"{file}: {unknown_name('column', lacking[0], rows.column_names, fix)}")
         del wanted[name]
     if list(wanted) == ["text"]:
         values = rows[wanted["text"]]
         if not any(isinstance(value, list) for value in values):  # lists are the words of pre-split texts
             return ["" if value is None else str(value) for value in values]
-    return [{name: row[source] for name, source in wanted.items()} for row in rows]
+    return ["" if value is None else str(value) for value in rows[wanted["text"]]]
+    return [
+        {
+            name: row[source] if isinstance(source, str) else {one: row[one] for one in source}
+            for name, source in wanted.items()
+        }
+        for row in rows
+    ]
+
+
+def _several(source: str | list[str]) -> list[str]:
+    return [source] if isinstance(source, str) else source
 
 
 def _task_state(run: str) -> dict[str, Any]:

@@ -8,8 +8,11 @@ from adapterlab.tasks.base import TASKS, Evidence, Predictions, ReportTable, Tas
 from adapterlab.tasks.classification import Classification
 from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
 from adapterlab.tasks.multilabel import Multilabel
+from adapterlab.tasks.multiple_choice import MultipleChoice
+from adapterlab.tasks.qa import QuestionAnswering
 from adapterlab.tasks.regression import Regression
 from adapterlab.tasks.relation import Relation
+from adapterlab.tasks.similarity import Similarity
 from adapterlab.tasks.tagging import Tagging
 
 __all__ = [
@@ -19,10 +22,13 @@ __all__ = [
     "Evidence",
     "MetricSpec",
     "Multilabel",
+    "MultipleChoice",
     "Predictions",
+    "QuestionAnswering",
     "Regression",
     "Relation",
     "ReportTable",
+    "Similarity",
     "Tagging",
     "Task",
     "TaskOptions",

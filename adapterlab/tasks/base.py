@@ -257,7 +257,8 @@ class Task(ABC):
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
         """Turn rows into token ids (and labels, where there are any); `name` is the split's, for notes.
 
-        Columns whose names begin with "_" are the task's own notes (offsets, `_row`): no batch holds them.
+        Columns whose names begin with "_" are the task's own notes (offsets, `_row`): no batch holds them. Rows are
+        batched by their number of tokens: that of `input_ids`, or a column `length` (to be named in `extra_inputs`).
         """
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

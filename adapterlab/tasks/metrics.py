@@ -67,8 +67,10 @@ def _built(name: str) -> Any:
     return METRICS.get(name).build()
 
 
-def _metric(name: str, summary: str, score: Callable[[Any, Any], float], *kinds: tuple[Any, Any]) -> Callable[[], Any]:
-    """Return a builder of an `evaluate.Metric`.
+def number_metric(
+    name: str, summary: str, score: Callable[[Any, Any], float], *kinds: tuple[Any, Any]
+) -> Callable[[], Any]:
+    """Return a builder of an `evaluate.Metric` over numbers.
 
     Args:
         kinds: what a prediction and a reference may be, each as an example: 0, 0.0, [0] or [0.0].
@@ -134,17 +136,23 @@ def _correlation(function: str) -> Callable[[Any, Any], float]:
     return score
 
 
-def _classes(name: str, summary: str, score: Callable[[Any, Any], float], *aliases: str, one: bool = False) -> None:
+def _classes(
+    name: str, summary: str, score: Callable[[Any, Any], float], *aliases: str, one: bool = False, also: str = ""
+) -> None:
     """Register a metric over class numbers, and unless it is for `one` class a row, over rows of 0 and 1."""
     kinds = [(0, 0)] if one else [(0, 0), ([0], [0])]
     tasks = ("classification",) if one else ("classification", "multilabel")
-    register_metric(MetricSpec(name, summary, _metric(name, summary, score, *kinds), tasks), *aliases)
+    spec = MetricSpec(name, summary, number_metric(name, summary, score, *kinds), (*tasks, *also.split()))
+    register_metric(spec, *aliases)
 
 
-def _numbers(name: str, summary: str, score: Callable[[Any, Any], float], *aliases: str, error: bool = False) -> None:
+def _numbers(
+    name: str, summary: str, score: Callable[[Any, Any], float], *aliases: str, error: bool = False, also: str = ""
+) -> None:
     """Register a metric over numbers; an `error` is better the lower."""
-    build = _metric(name, summary, score, (0.0, 0.0))
-    spec = MetricSpec(name, summary, build, ("regression",), higher_is_better=not error, is_share=not error)
+    build = number_metric(name, summary, score, (0.0, 0.0))
+    tasks = ("regression", *also.split())
+    spec = MetricSpec(name, summary, build, tasks, higher_is_better=not error, is_share=not error)
     register_metric(spec, *aliases)
 
 
@@ -153,8 +161,9 @@ def _mean(function: str, average: str = "macro") -> Callable[[Any, Any], float]:
 
 
 _classes(
-    "accuracy", "share of rows whose class (or whole set of labels) is predicted", _sklearn("accuracy_score"), "acc"
-)
+    "accuracy", "share of rows whose class (or whole set of labels) is predicted", _sklearn("accuracy_score"), "acc",
+    also="multiple_choice",
+)  # fmt: skip
 _classes("f1", "mean over the classes of precision and recall's harmonic mean", _mean("f1_score"), "f1_macro")
 _classes("f1_micro", "F1 of all decisions pooled; with one class a row, accuracy", _mean("f1_score", "micro"))
 _classes("f1_weighted", "mean F1 over the classes, each weighted by its rows", _mean("f1_score", "weighted"))
@@ -167,13 +176,23 @@ _classes(
 _AUC = "area under the ROC curve, mean over the classes, each against the rest; 0.5 is chance"
 register_metric(
     MetricSpec(
-        "roc_auc", _AUC, _metric("roc_auc", _AUC, _roc_auc, ([0.0], 0), ([0.0], [0])),
+        "roc_auc", _AUC, number_metric("roc_auc", _AUC, _roc_auc, ([0.0], 0), ([0.0], [0])),
         ("classification", "multilabel"), of="scores",
     ),
     "auc",
 )  # fmt: skip
-_numbers("pearson", "linear correlation, -1 to 1; 0 where all predictions are equal", _correlation("pearsonr"))
-_numbers("spearman", "correlation of ranks, -1 to 1; 0 where all predictions are equal", _correlation("spearmanr"))
+_numbers(
+    "pearson",
+    "linear correlation, -1 to 1; 0 where all predictions are equal",
+    _correlation("pearsonr"),
+    also="similarity",
+)
+_numbers(
+    "spearman",
+    "correlation of ranks, -1 to 1; 0 where all predictions are equal",
+    _correlation("spearmanr"),
+    also="similarity",
+)
 _numbers("r2", "share of the variance that is explained; 0 is the mean's, below is worse", _sklearn("r2_score"))
 _numbers("mae", "mean absolute error, in the labels' units", _sklearn("mean_absolute_error"), error=True)
 _numbers("mse", "mean squared error", _sklearn("mean_squared_error"), error=True)

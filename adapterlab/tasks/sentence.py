@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -80,25 +80,8 @@ class SentenceTask(Task):
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
             return tokenise(tokenizer, batch["text"], batch.get("text_pair"), max_length=limit)
 
-        settings = self.preparation
-        encoded = encode_rows(
-            dataset,
-            encode,
-            description=f"Tokenising {name}",
-            fingerprint=[identity(tokenizer), limit],
-            workers=settings.workers,
-            cache=settings.cache,
-        )
-        encoded, self.cut[name], note = settle(
-            encoded,
-            name=name,
-            max_length=limit,
-            long_texts=settings.long_texts,
-            locate=self.locator(name),
-            what="pairs" if "text_pair" in dataset.column_names else "texts",
-        )
-        if note:
-            self.note(note)
+        what = "pairs" if "text_pair" in dataset.column_names else "texts"
+        encoded = encode_texts(self, dataset, encode, tokenizer, limit, name, what)
         if "label" in dataset.column_names:
             encoded = encoded.add_column("labels", self.targets(dataset["label"]))
         return encoded
@@ -129,6 +112,39 @@ def as_text(value: Any, column: str, task: str) -> str | None:
         value = int(value)  # 1.0 is what is left of the class 1 in a column with gaps
     text = str(value)
     return text if text.strip() else None
+
+
+def encode_texts(
+    task: Task,
+    dataset: Dataset,
+    encode: Callable[[dict[str, list[Any]]], dict[str, Any]],
+    tokenizer: Any,
+    limit: int,
+    name: str,
+    what: str = "texts",
+) -> Dataset:
+    """Encode rows as the task's preparation says, and note how many were cut.
+
+    Args:
+        encode: makes columns of a batch's, one of them `cut`: whether a row lost tokens. It depends on nothing but the
+            batch, the task's state, tokenizer and limit.
+        what: what a row holds, for the note.
+    """
+    settings = task.preparation
+    encoded = encode_rows(
+        dataset,
+        encode,
+        description=f"Tokenising {name}",
+        fingerprint=[task.state(), identity(tokenizer), limit],
+        workers=settings.workers,
+        cache=settings.cache,
+    )
+    encoded, task.cut[name], note = settle(
+        encoded, name=name, max_length=limit, long_texts=settings.long_texts, locate=task.locator(name), what=what
+    )
+    if note:
+        task.note(note)
+    return encoded
 
 
 def finite(logits: Any) -> np.ndarray[Any, Any]:

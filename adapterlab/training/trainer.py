@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import nested_detach
 
 from adapterlab.data import Splits
+from adapterlab.errors import ConfigError
 from adapterlab.recipe import Recipe
 from adapterlab.recipe.schema import OptimSection
 from adapterlab.tasks import METRICS, Predictions, Task
@@ -95,7 +96,9 @@ class TaskTrainer(Trainer):
 
 def by_length(encoded: Any) -> list[int]:
     """Return the places of encoded rows, the longest first: what needs most memory shows at once."""
-    return sorted(range(len(encoded)), key=[-len(ids) for ids in encoded["input_ids"]].__getitem__)
+    known = "length" in encoded.column_names
+    lengths = encoded["length"] if known else [len(ids) for ids in encoded["input_ids"]]
+    return sorted(range(len(encoded)), key=[-length for length in lengths].__getitem__)
 
 
 def _in_order(outputs: Any, encoded: Any) -> Any:
@@ -183,6 +186,10 @@ def training_arguments(recipe: Recipe, task: Task, train_rows: int, folder: RunF
 def best_metric(recipe: Recipe, task: Task) -> str:
     """Return the name of the metric that decides which state is kept; "loss" counts as one."""
     wanted = recipe.eval.best
+    if wanted not in (None, "loss") and METRICS.canonical(wanted) not in task.metrics:
+        raise ConfigError(
+            f"eval.best: '{wanted}' isn't measured on these rows; measured: {', '.join(task.metrics)}, loss."
+        )
     return task.metrics[0] if wanted is None else wanted if wanted == "loss" else METRICS.canonical(wanted)
 
 
