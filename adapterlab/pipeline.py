@@ -33,7 +33,7 @@ from adapterlab.training.plot import plot_history
 from adapterlab.training.report import ResultRow, final_table, write_report
 from adapterlab.training.resuming import check_resumable
 from adapterlab.training.run_folder import RunFolder
-from adapterlab.training.trainer import build_trainer, planned_steps
+from adapterlab.training.trainer import best_metric, build_trainer, planned_steps
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def run(
 
 def _prepare(recipe: Recipe, console: Console) -> _Prepared:
     task = Task.from_recipe(recipe.task, recipe.data)
+    best_metric(recipe, task)  # refuses one that training doesn't measure
     number_format, why = precision.choose(recipe.optim.precision)
     with console.status("reading the data"):
         splits = load_splits(recipe.data, task, recipe.run.seed)
@@ -127,10 +128,11 @@ def _prepare(recipe: Recipe, console: Console) -> _Prepared:
         "max_length": recipe.data.max_length,
     }
     need_guests(model).adapters["default"].about = about
-    set_total_step(model, planned_steps(recipe, splits.sizes["train"]))  # here a schedule that can't fit fails
+    task.prepare(model, tokenizer)
     rows = {
         name: task.encode(split, tokenizer, recipe.data.max_length, name=name) for name, split in splits.named.items()
     }
+    set_total_step(model, planned_steps(recipe, len(rows["train"])))  # here a schedule that can't fit fails
     notes = [*splits.notes, *task.notes, f"Training in {number_format}: {why}."]
     if fresh:
         notes.append(f"The backbone's files have no weights for {', '.join(fresh)}: trained with the adapter.")
@@ -140,7 +142,7 @@ def _prepare(recipe: Recipe, console: Console) -> _Prepared:
 def _announce(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> None:
     recipe, counts = prepared.recipe, prepared.counts
     sizes = ", ".join(f"{size:,} {name}" for name, size in prepared.splits.sizes.items())
-    steps = planned_steps(recipe, prepared.splits.sizes["train"])
+    steps = planned_steps(recipe, len(prepared.rows["train"]))
     share = 100 * counts.trainable / counts.total
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     examples = recipe.optim.batch_size * recipe.optim.accumulate * processes
@@ -160,7 +162,7 @@ def _announce(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, c
 def _train(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult | None:
     recipe = prepared.recipe
     if checkpoint is not None:
-        check_resumable(checkpoint, prepared.model, planned_steps(recipe, prepared.splits.sizes["train"]))
+        check_resumable(checkpoint, prepared.model, planned_steps(recipe, len(prepared.rows["train"])))
         if folder.splits.exists():
             prepared.splits.verify(folder.splits)
     with folder.begin() if _speaks() and checkpoint is None else nullcontext():
@@ -224,13 +226,13 @@ def _train_and_report(
 
 
 def _report(prepared: _Prepared, folder: RunFolder, result: RunResult, tables: list[ReportTable]) -> None:
-    recipe, metrics = prepared.recipe, prepared.task.metrics
+    recipe, metrics, drawn = prepared.recipe, prepared.task.metrics, prepared.task.eval_metrics[0]
     title = f"{folder.path.name}: {recipe.adapter.method} on {recipe.model.name}"
     picture = None
     if recipe.log.plot and folder.metrics.exists():
-        baselines = {name: found[metrics[0]] for name, found in result.baselines.items() if metrics[0] in found}
+        baselines = {name: found[drawn] for name, found in result.baselines.items() if drawn in found}
         history = read_metrics(folder.metrics)
-        picture = plot_history(history, folder.picture, metrics[0], baselines=baselines, title=title)
+        picture = plot_history(history, folder.picture, drawn, baselines=baselines, title=title)
     write_report(
         folder.report,
         title=title,

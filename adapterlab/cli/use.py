@@ -158,16 +158,22 @@ def _from_file(run: str, file: str, column: str | None) -> list[str] | list[dict
     wanted = {name: mapping.get(name, name) for name in task.inputs}
     if column is not None:
         needed = [name for name in task.inputs if name not in task.optional]
+        needed = [task.plain_input] if task.plain_input else needed
         if len(needed) != 1:
             raise ConfigError(f"--column names one column, and a {task.type} task reads {' and '.join(needed)}.")
         wanted = {needed[0]: column}
     for name, source in list(wanted.items()):
         if source in rows.column_names:
             continue
-        if name not in task.optional:
+        if column is not None or name not in task.optional:
             fix = "Name it with --column." if column is None and len(task.inputs) == 1 else ""
             raise DataError(f"{file}: {unknown_name('column', source, rows.column_names, fix)}")
         del wanted[name]
+    if not wanted:
+        raise DataError(
+            f"{file} has none of the columns {', '.join(task.inputs)}; it has: {', '.join(rows.column_names)}. "
+            "Name one with --column."
+        )
     if list(wanted) == ["text"]:
         return ["" if value is None else str(value) for value in rows[wanted["text"]]]
     return [{name: row[source] for name, source in wanted.items()} for row in rows]

@@ -5,17 +5,21 @@ module in the entry-point group "adapterlab.tasks" (and "adapterlab.metrics" for
 """
 
 from adapterlab.tasks.base import TASKS, Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
+from adapterlab.tasks.causal_lm import CausalLM
 from adapterlab.tasks.classification import Classification
 from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
+from adapterlab.tasks.seq2seq import Seq2Seq
 
 __all__ = [
     "METRICS",
     "TASKS",
+    "CausalLM",
     "Classification",
     "Evidence",
     "MetricSpec",
     "Predictions",
     "ReportTable",
+    "Seq2Seq",
     "Task",
     "TaskOptions",
     "compute",

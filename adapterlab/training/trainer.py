@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import nested_detach
 
 from adapterlab.data import Splits
+from adapterlab.errors import ConfigError
 from adapterlab.recipe import Recipe
 from adapterlab.tasks import METRICS, Predictions, Task
 from adapterlab.training import precision
@@ -36,6 +37,7 @@ class TaskTrainer(Trainer):
 
     def __init__(self, task: Task, measure: Callable[[Any], dict[str, float]], **options: Any) -> None:
         self.task = task
+        self.final = False  # whether outputs are for good
         super().__init__(
             compute_metrics=lambda output: measure(_in_order(output.predictions, self.eval_dataset)), **options
         )
@@ -44,18 +46,20 @@ class TaskTrainer(Trainer):
         self.model_accepts_loss_kwargs = task.counts_items
 
     def outputs(self, encoded: Dataset) -> Any:
-        """Return the task's outputs for encoded rows, in their order."""
-        measure, self.compute_metrics = self.compute_metrics, None
+        """Return the task's final outputs for encoded rows, in their order."""
+        measure, self.compute_metrics, self.final = self.compute_metrics, None, True
         try:
             return _in_order(self.predict(encoded).predictions, encoded)
         finally:
-            self.compute_metrics = measure
+            self.compute_metrics, self.final = measure, False
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Have the task compute the loss."""
         loss, outputs = self.task.forward(model, inputs, num_items_in_batch)
+        if self.task.counts_items and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # the items are those of all processes; gradients are averaged
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
@@ -64,10 +68,12 @@ class TaskTrainer(Trainer):
         """Return loss and the task's outputs; what is true is read from the rows, not from here."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.task.forward(model, inputs)
-        kept = nested_detach(self.task.outputs(outputs, inputs))
+            loss, kept = self.task.answer(model, inputs, final=self.final)
+        kept = nested_detach(kept)
         first = kept[0] if isinstance(kept, tuple) else kept
-        return None if loss is None else loss.detach().mean(), kept, first.new_zeros(len(first))
+        # a mean of batches' means is not the mean over items: a task that counts them measures its loss itself
+        shown = None if loss is None or self.task.counts_items else loss.detach().mean()
+        return shown, kept, first.new_zeros(len(first))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return by_length(eval_dataset)  # little padding; `_in_order` puts the outputs back
@@ -162,9 +168,22 @@ def training_arguments(recipe: Recipe, task: Task, train_rows: int, folder: RunF
 
 
 def best_metric(recipe: Recipe, task: Task) -> str:
-    """Return the name of the metric that decides which state is kept; "loss" counts as one."""
+    """Return the name of the metric that decides which state is kept; "loss" counts as one.
+
+    Raises:
+        ConfigError: it is measured only when training is over.
+    """
     wanted = recipe.eval.best
-    return task.metrics[0] if wanted is None else wanted if wanted == "loss" else METRICS.canonical(wanted)
+    if wanted == "loss":
+        return wanted
+    best = task.eval_metrics[0] if wanted is None else METRICS.canonical(wanted)
+    if best not in task.eval_metrics:
+        measured = ", ".join([*task.eval_metrics, "loss"])
+        raise ConfigError(
+            f"eval.best: {best} is measured only when training is over; evaluations while training measure "
+            f"{measured}. {task.deferred}".rstrip()
+        )
+    return best
 
 
 def planned_steps(recipe: Recipe, train_rows: int) -> int:

@@ -1,0 +1,51 @@
+"""Tiny backbones as folders: seeded weights of an architecture beside a tokenizer trained on the texts at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+import transformers
+from conftest import CONFIGS
+
+END, PAD = "<|end|>", "<|pad|>"
+CHAT = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}" + END + "\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def backbone(
+    folder: Path, architecture: str, texts: Iterable[str], *, pad: bool = False, chat: bool = False, positions: int = 128
+) -> str:
+    """Write a folder that `from_pretrained` reads, and return its path.
+
+    T5's and BART's tokenizers end a text themselves; the others add nothing, and have no padding token unless told.
+    """
+    model = "Seq2SeqLM" if architecture in ("t5", "bart") else "CausalLM"
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=400, min_frequency=2, special_tokens=[END, PAD])
+    bpe = bpe._tokenizer
+    if model == "Seq2SeqLM":
+        bpe.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"$A {END}", special_tokens=[(END, bpe.token_to_id(END))]
+        )
+        pad = True
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=END, bos_token=END, **({"pad_token": PAD} if pad else {})
+    )
+    tokenizer.chat_template = CHAT if chat else None
+    folder.mkdir(parents=True)
+    tokenizer.save_pretrained(folder)
+    config = CONFIGS[architecture]()
+    config.vocab_size = len(tokenizer)
+    config.eos_token_id = config.bos_token_id = tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    if hasattr(config, "max_position_embeddings"):
+        config.max_position_embeddings = positions
+    if model == "Seq2SeqLM":
+        config.decoder_start_token_id = tokenizer.pad_token_id
+    transformers.set_seed(0)
+    getattr(transformers, f"AutoModelFor{model}").from_config(config).save_pretrained(folder)
+    return str(folder)
