@@ -17,11 +17,12 @@ CHAT = (
 
 
 def backbone(
-    folder: Path, architecture: str, texts: Iterable[str], *, pad: bool = False, chat: bool = False, positions: int = 128
+    folder: Path, architecture: str, texts: Iterable[str], *, sharp: bool = False, chat: bool = False, positions: int = 128
 ) -> str:
     """Write a folder that `from_pretrained` reads, and return its path.
 
-    T5's and BART's tokenizers end a text themselves; the others add nothing, and have no padding token unless told.
+    T5's and BART's tokenizers end a text themselves; the others add nothing, and have no padding token. A sharp model has
+    embeddings large enough for it to be certain of a word, which one with random weights and a frozen head never is.
     """
     model = "Seq2SeqLM" if architecture in ("t5", "bart") else "CausalLM"
     bpe = tokenizers.ByteLevelBPETokenizer()
@@ -31,21 +32,26 @@ def backbone(
         bpe.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"$A {END}", special_tokens=[(END, bpe.token_to_id(END))]
         )
-        pad = True
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=END, bos_token=END, **({"pad_token": PAD} if pad else {})
+        tokenizer_object=bpe, eos_token=END, bos_token=END, **({"pad_token": PAD} if model == "Seq2SeqLM" else {})
     )
     tokenizer.chat_template = CHAT if chat else None
     folder.mkdir(parents=True)
     tokenizer.save_pretrained(folder)
     config = CONFIGS[architecture]()
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = len(tokenizer) + 8  # some architectures' own tokenizers add to what was saved
     config.eos_token_id = config.bos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
+    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "dropout_rate", "attention_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
     if hasattr(config, "max_position_embeddings"):
         config.max_position_embeddings = positions
     if model == "Seq2SeqLM":
         config.decoder_start_token_id = tokenizer.pad_token_id
     transformers.set_seed(0)
-    getattr(transformers, f"AutoModelFor{model}").from_config(config).save_pretrained(folder)
+    weights = getattr(transformers, f"AutoModelFor{model}").from_config(config)
+    if sharp:
+        weights.get_output_embeddings().weight.data.normal_()
+    weights.save_pretrained(folder)
     return str(folder)

@@ -144,6 +144,8 @@ class CausalLM(TextGeneration):
                 one = _joined(parts, ids, head * framed, tail * (framed and not asks), self.options.train_on == "all")
                 seen["cut"] += len(one["input_ids"]) > limit
                 one = _last(one, limit, len(head) * framed) if asks else _first(one, limit)
+                if not one["input_ids"]:  # nothing was asked: the answer begins as after another text's end
+                    one = {"input_ids": tail or [tokenizer.pad_token_id], "labels": [NOTHING], "prompt_length": 1}
                 learned = sum(label != NOTHING for label in one["labels"])
                 if asks or learned:
                     seen.update(tokens=len(one["input_ids"]), learned=learned)

@@ -19,7 +19,7 @@ TEMPLATES = {
     ),
     "plain": (
         "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}"
-        "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+        "{{ eos_token if message.role == 'assistant' else '' }}\n{% endfor %}"
         "{% if add_generation_prompt %}Assistant:{% endif %}"
     ),
 }
