@@ -17,12 +17,18 @@ CHAT = (
 
 
 def backbone(
-    folder: Path, architecture: str, texts: Iterable[str], *, sharp: bool = False, chat: bool = False, positions: int = 128
+    folder: Path,
+    architecture: str,
+    texts: Iterable[str],
+    *,
+    sharp: bool = False,
+    chat: bool = False,
+    positions: int = 128,
 ) -> str:
     """Write a folder that `from_pretrained` reads, and return its path.
 
-    T5's and BART's tokenizers end a text themselves; the others add nothing, and have no padding token. A sharp model has
-    embeddings large enough for it to be certain of a word, which one with random weights and a frozen head never is.
+    T5's and BART's tokenizers end a text themselves; the others add nothing, and have no padding token. A sharp model
+    has embeddings so large that it can be certain of a word, as none with random weights and a frozen head can.
     """
     model = "Seq2SeqLM" if architecture in ("t5", "bart") else "CausalLM"
     bpe = tokenizers.ByteLevelBPETokenizer()

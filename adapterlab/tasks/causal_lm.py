@@ -9,18 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from adapterlab.errors import BackboneError, DataError
-from adapterlab.tasks import chat, packed_rows
+from adapterlab.tasks import causal_rows, chat, packed_rows
 from adapterlab.tasks.base import register_task
-from adapterlab.tasks.generation import (
-    ANSWERED,
-    NEVER,
-    NOTHING,
-    GenerationOptions,
-    TextGeneration,
-    mapped,
-    padded,
-    token_losses,
-)
+from adapterlab.tasks.generation import ANSWERED, NEVER, GenerationOptions, TextGeneration
+from adapterlab.tasks.text_batches import NOTHING, mapped, no_losses, padded, token_losses
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,7 +89,7 @@ class CausalLM(TextGeneration):
                     "data.columns.completion=COLUMN (or data.columns.text=COLUMN for plain texts)."
                 )
             given = split["messages"] if "messages" in split.column_names else []
-            silent = [row for row, messages in enumerate(given) if messages and not _answers(messages)]
+            silent = [row for row, messages in enumerate(given) if messages and not causal_rows.answers(messages)]
             if silent:
                 raise DataError(
                     f"{len(silent):,} conversations of {name} have no assistant's answer to a user, so there is "
@@ -132,7 +124,7 @@ class CausalLM(TextGeneration):
         """Tokenise in memory; rows that are to be answered ("data") keep their prompts only."""
         limit, asks = self.limit(max_length, tokenizer), name == "data"
         render = self._renderer(dataset.column_names, tokenizer)
-        head, tail = _frame(tokenizer)
+        head, tail = causal_rows.frame(tokenizer)
         seen: Counter[str] = Counter()
 
         def tokenise(batch: dict[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
@@ -141,9 +133,11 @@ class CausalLM(TextGeneration):
             kept = []
             for row, place, parts, ids in zip(rows, places, told, chat.tokens(tokenizer, told), strict=True):
                 framed = row.get("messages") is None and self.options.template is None
-                one = _joined(parts, ids, head * framed, tail * (framed and not asks), self.options.train_on == "all")
+                one = causal_rows.joined(
+                    parts, ids, head * framed, tail * (framed and not asks), self.options.train_on == "all"
+                )
                 seen["cut"] += len(one["input_ids"]) > limit
-                one = _last(one, limit, len(head) * framed) if asks else _first(one, limit)
+                one = causal_rows.last(one, limit, len(head) * framed) if asks else causal_rows.first(one, limit)
                 if not one["input_ids"]:  # nothing was asked: the answer begins as after another text's end
                     one = {"input_ids": tail or [tokenizer.pad_token_id], "labels": [NOTHING], "prompt_length": 1}
                 learned = sum(label != NOTHING for label in one["labels"])
@@ -183,8 +177,7 @@ class CausalLM(TextGeneration):
         targets = batch["labels"][:, 1:]
         places = (targets != NOTHING).any(dim=0).nonzero()[:, 0]
         if not len(places):
-            nothing = targets.new_zeros((len(targets), 2), dtype=model.dtype)
-            return nothing.sum(), nothing
+            return no_losses(batch)
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids") if key in batch}
         logits = model(**inputs, use_cache=False, logits_to_keep=places).logits
         return token_losses(logits, targets[:, places], items)
@@ -208,7 +201,7 @@ class CausalLM(TextGeneration):
     def question(self, row: Mapping[str, Any]) -> str:
         """Return the prompt, or the messages before the last answer."""
         if row.get("messages") is not None:
-            return " / ".join(f"{m['role']}: {m['content']}" for m in _asked(row["messages"]))
+            return " / ".join(f"{m['role']}: {m['content']}" for m in causal_rows.asked(row["messages"]))
         return row.get("prompt") or row.get("text") or ""
 
     def _parts(self, row: Mapping[str, Any], render: chat.Render, asks: bool, where: str) -> list[chat.Part]:
@@ -220,7 +213,7 @@ class CausalLM(TextGeneration):
                 messages.append({"role": "assistant", "content": row["completion"]})
         if messages is not None:
             try:
-                return chat.parts(_asked(messages) if asks else messages, render)
+                return chat.parts(causal_rows.asked(messages) if asks else messages, render)
             except ValueError as error:
                 raise DataError(f"{where}: {error}.") from error
         if row.get("prompt") is None:
@@ -259,56 +252,3 @@ class CausalLM(TextGeneration):
             "position_ids": [[place for row in rows for place in range(len(ids[row]))] for rows in windows],
         }
         return Dataset.from_dict(columns)
-
-
-def _joined(
-    parts: Sequence[chat.Part], ids: Sequence[list[int]], head: list[int], tail: list[int], everything: bool
-) -> dict[str, Any]:
-    """Return the row's tokens and labels, and how many tokens stand before its last answer."""
-    tokens, labels, prompt_length = [*head], [NOTHING] * len(head), None
-    for (_, learned), new in zip(parts, ids, strict=True):
-        prompt_length = len(tokens) if learned else prompt_length
-        tokens += new
-        labels += new if learned or everything else [NOTHING] * len(new)
-    tokens, labels = [*tokens, *tail], [*labels, *tail]
-    labels[:1] = [NOTHING]  # nothing stands before the first token that could predict it
-    return {
-        "input_ids": tokens,
-        "labels": labels,
-        "prompt_length": len(tokens) if prompt_length is None else prompt_length,
-    }
-
-
-def _first(row: dict[str, Any], limit: int) -> dict[str, Any]:
-    """Cut a row to learn from at its end."""
-    ids = row["input_ids"][:limit]
-    return {"input_ids": ids, "labels": row["labels"][:limit], "prompt_length": min(row["prompt_length"], len(ids))}
-
-
-def _last(row: dict[str, Any], limit: int, head: int) -> dict[str, Any]:
-    """Cut a prompt at its beginning, which begins as every row does: what is asked mostly stands at the end."""
-    ids = row["input_ids"]
-    ids = ids if len(ids) <= limit else [*ids[:head], *ids[len(ids) - limit + head :]]
-    return {"input_ids": ids, "labels": [NOTHING] * len(ids), "prompt_length": len(ids)}
-
-
-def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return the tokens that a tokenizer puts before a text, and the one that ends what is learned."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    head = full[: full.index(bare[0])] if bare and bare[0] in full else []
-    return head, [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-
-
-def _answers(messages: Sequence[Mapping[str, str]]) -> bool:
-    """Say whether an assistant's message follows a user's."""
-    roles = [message["role"] for message in messages]
-    return "user" in roles and "assistant" in roles[roles.index("user") :]
-
-
-def _asked(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """Return the messages without the answers they end with."""
-    asked = list(messages)
-    while len(asked) > 1 and asked[-1]["role"] == "assistant":
-        asked.pop()
-    return asked

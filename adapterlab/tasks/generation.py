@@ -1,27 +1,22 @@
-"""What tasks that write texts share: their options, loss per token, generating, metrics and examples."""
+"""What tasks that write texts share: their options, generating, metrics and examples."""
 
 from __future__ import annotations
 
 import copy
-import uuid
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from adapterlab.data.sources import bars_only_on_terminal
 from adapterlab.errors import AdapterLabError, DataError
 from adapterlab.guests import guests_of
-from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, TaskOptions
+from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, TaskOptions, spread_evenly
 from adapterlab.tasks.metrics import compute
 from adapterlab.tasks.metrics_text import PERPLEXITY
+from adapterlab.tasks.text_batches import NOTHING
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-NOTHING = -100  # pads labels and what was generated
 ANSWERED, NEVER = -1, 2**31  # numbers of rows that are there to be answered, and of those that nothing asks
 _SHOWN, _LONGEST = 5, 400  # examples in the report, and characters of each text
 
@@ -102,12 +97,17 @@ class TextGeneration(Task):
         """Return the new tokens, (rows, tokens), for some rows of a batch."""
 
     def outputs(self, outputs: Any, batch: dict[str, Any]) -> Any:
-        """Keep each row's loss and number of tokens, as `forward` gives them."""
-        return outputs
+        """Keep each row's loss and number of tokens."""
+        return outputs.rows
+
+    def spread(self, outputs: Any, batch: dict[str, Any], items: Any = None) -> Any:
+        """See `Task.spread`."""
+        return spread_evenly(outputs.logits, outputs.labels, items)
 
     def answer(self, model: Any, batch: dict[str, Any], *, final: bool = True) -> tuple[Any, Any]:
         """Return the loss; and (each row's loss and tokens, generated tokens: -100 alone where none were asked for)."""
-        loss, losses = self.forward(model, batch)
+        loss, outputs = self.forward(model, batch)
+        losses = self.outputs(outputs, batch)
         wanted = self.options.generate_test if final else self.options.generate_eval
         if final and not self.text_metrics:
             wanted = min(wanted, _SHOWN)
@@ -206,47 +206,6 @@ class TextGeneration(Task):
             text = self.tokenizer.decode(real, skip_special_tokens=True).strip() if real else None
             found.append((text, self.reference(seen.rows[row]) if real else None))
         return found
-
-
-def token_losses(logits: Any, labels: Any, items: Any) -> tuple[Any, Any]:
-    """Return the loss, and (rows, 2): each row's summed loss and number of tokens.
-
-    Args:
-        logits: (rows, tokens, words).
-        labels: (rows, tokens); -100 is not counted.
-        items: what to divide by; None divides by the tokens here.
-    """
-    import torch
-    import torch.nn.functional as F
-
-    each = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=NOTHING, reduction="none")
-    rows = torch.stack([each.sum(1), (labels != NOTHING).sum(1).float()], dim=1)
-    total, tokens = rows.sum(0)
-    return total / (tokens.clamp(min=1) if items is None else items), rows
-
-
-def padded(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Any:
-    """Return rows of numbers as one tensor, padded to the longest."""
-    import torch
-
-    longest = max(map(len, rows))
-    pads = [[value] * (longest - len(row)) for row in rows]
-    return torch.tensor([[*pad, *row] if left else [*row, *pad] for row, pad in zip(rows, pads, strict=True)])
-
-
-def mapped(dataset: Dataset, function: Callable[..., dict[str, list[Any]]], name: str) -> Dataset:
-    """Return what a function makes of batches of rows and of their places; it may leave rows out."""
-    with bars_only_on_terminal():
-        return dataset.map(
-            function,
-            batched=True,
-            with_indices=True,
-            remove_columns=dataset.column_names,
-            keep_in_memory=True,
-            load_from_cache_file=False,
-            new_fingerprint=uuid.uuid4().hex,  # spares hashing the tokenizer for a cache that isn't used
-            desc=f"Tokenising {name}",
-        )
 
 
 def _short(text: str, *, last: bool = False) -> str:

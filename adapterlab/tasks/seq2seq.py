@@ -10,16 +10,9 @@ from pydantic import Field
 
 from adapterlab.errors import BackboneError
 from adapterlab.tasks.base import Evidence, register_task
-from adapterlab.tasks.generation import (
-    ANSWERED,
-    NOTHING,
-    GenerationOptions,
-    TextGeneration,
-    mapped,
-    padded,
-    token_losses,
-)
+from adapterlab.tasks.generation import ANSWERED, GenerationOptions, TextGeneration
 from adapterlab.tasks.metrics import compute
+from adapterlab.tasks.text_batches import NOTHING, mapped, no_losses, padded, token_losses
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -115,8 +108,7 @@ class Seq2Seq(TextGeneration):
         """Return the loss per token of the targets, and each row's loss and tokens."""
         labels = batch["labels"]
         if (labels == NOTHING).all():
-            nothing = labels.new_zeros((len(labels), 2), dtype=model.dtype)
-            return nothing.sum(), nothing
+            return no_losses(batch)
         written = getattr(model, "module", model).prepare_decoder_input_ids_from_labels(labels=labels)
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         logits = model(**inputs, decoder_input_ids=written, use_cache=False).logits

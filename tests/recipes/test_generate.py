@@ -9,7 +9,7 @@ from conftest import refused
 from folders import backbone
 
 import adapterlab
-from adapterlab.errors import AdapterError, AdapterLabError, BackboneError, ConfigError
+from adapterlab.errors import AdapterLabError, BackboneError
 from adapterlab.predicting import Predictor, evaluate
 from adapterlab.recipe import catalog
 
@@ -117,7 +117,7 @@ def test_a_tiny_set_is_learned_by_heart(architecture, tiny_folder, rows, tmp_pat
 
 
 def test_conversations(tiny_folder, rows, tmp_path):
-    """Messages by the tokenizer's chat template; a question is answered, and so is a conversation that has an answer."""
+    """Messages by the tokenizer's chat template; questions are answered, and so is what has an answer already."""
     run = tmp_path / "run"
     changes = short(tiny_folder("llama", chat=True), rows("messages"), run)
     result = adapterlab.run("generate/lora-gpt2-instruct", *changes, "data.columns={}")

@@ -54,7 +54,8 @@ def test_the_loss_is_the_models_own_token_by_token(opened):
     task = task_for(model, tokenizer)
     batch = batch_of(task, task.encode(Dataset.from_list(ROWS), tokenizer, 64, name="train"), tokenizer)
     with torch.no_grad():
-        loss, rows = task.forward(model, batch)
+        loss, outputs = task.forward(model, batch)
+        rows = outputs.rows
         shared, _ = task.forward(model, batch, 2 * rows[:, 1].sum())
         theirs = model(**{key: batch[key] for key in ("input_ids", "attention_mask", "labels")}).loss
     torch.testing.assert_close(loss, theirs)
