@@ -28,7 +28,7 @@ def backbone(
     """Write a folder that `from_pretrained` reads, and return its path.
 
     T5's and BART's tokenizers end a text themselves; the others add nothing, and have no padding token. A sharp model
-    has embeddings so large that it can be certain of a word, as none with random weights and a frozen head can.
+    has random weights so large that it can be certain of a word, though its head stays as it is.
     """
     model = "Seq2SeqLM" if architecture in ("t5", "bart") else "CausalLM"
     bpe = tokenizers.ByteLevelBPETokenizer()
@@ -55,9 +55,12 @@ def backbone(
         config.max_position_embeddings = positions
     if model == "Seq2SeqLM":
         config.decoder_start_token_id = tokenizer.pad_token_id
+    for name in ("initializer_range", "init_std"):
+        if sharp and hasattr(config, name):
+            setattr(config, name, 0.2)
     transformers.set_seed(0)
     weights = getattr(transformers, f"AutoModelFor{model}").from_config(config)
     if sharp:
-        weights.get_output_embeddings().weight.data.normal_()
+        weights.get_output_embeddings().weight.data.normal_(std=3 if architecture == "t5" else 1)
     weights.save_pretrained(folder)
     return str(folder)

@@ -143,7 +143,8 @@ class CausalLM(TextGeneration):
                 learned = sum(label != NOTHING for label in one["labels"])
                 if asks or learned:
                     seen.update(tokens=len(one["input_ids"]), learned=learned)
-                    one["number"] = ANSWERED if asks else NEVER if row.get("text") is not None else place
+                    gone = row.get("text") is not None or one["prompt_length"] >= len(one["input_ids"])
+                    one["number"] = ANSWERED if asks else NEVER if gone else place
                     kept.append({**one, "_row": place})
             return {key: [one[key] for one in kept] for key in _ENCODED}
 

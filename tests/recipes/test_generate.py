@@ -106,7 +106,7 @@ def test_a_tiny_set_is_learned_by_heart(architecture, tiny_folder, rows, tmp_pat
             "adapter": {"method": "lora", "r": 16, "dropout": 0.0},
             "task": task if sequence else {**task, "packing": architecture == "llama"},
             "data": {"train": data, "eval": data, "max_length": 64},
-            "optim": {"lr": 2e-2, "batch_size": 8, "max_steps": 150, "precision": "fp32"},
+            "optim": {"lr": 1e-2, "batch_size": 8, "max_steps": 80, "precision": "fp32"},
             "log": {"plot": False},
         }
     )

@@ -163,6 +163,18 @@ def test_a_template_of_ours_where_the_tokenizer_has_none(folders, template, text
     assert tokenizer.decode(asked["input_ids"][0]) == prompt
 
 
+def test_an_answer_that_was_cut_away_is_not_asked_for(folders):
+    task, _, tokenizer = opened(folders(chat=True))
+    turn = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "dog"}]
+    rows = Dataset.from_list(
+        [{"messages": turn}, {"messages": [*turn, {"role": "user", "content": "lazy " * 60}, turn[1]]}]
+    )
+    encoded = task.encode(rows, tokenizer, 60, name="test")
+    assert learned(encoded, tokenizer) == [f"dog{END}\n"] * 2
+    assert encoded["number"][0] == 0
+    assert encoded["number"][1] > 1000
+
+
 def test_messages_without_a_template_are_explained(folders):
     task, _, tokenizer = opened(folders())
     rows = Dataset.from_list([{"messages": [{"role": "user", "content": "the"}]}])
