@@ -116,6 +116,7 @@ def run(
 def prepare(recipe: Recipe, console: Console) -> Prepared:
     """Load data, backbone and adapter, and check that they fit; nothing is written."""
     task = Task.from_recipe(recipe.task, recipe.data)
+    best_metric(recipe, task)  # refuses one that training doesn't measure
     check_loggers(list(recipe.log.to))
     number_format, why = precision.choose(recipe.optim.precision)
     with console.status("reading the data"):
@@ -137,6 +138,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
         "max_length": recipe.data.max_length,
     }
     need_guests(model).adapters["default"].about = about
+    task.prepare(model, tokenizer)
     parameter_groups(model, recipe.optim)  # here a rate for what isn't there fails
     rows = {
         name: task.encode(split, tokenizer, recipe.data.max_length, name=name) for name, split in splits.named.items()
@@ -241,13 +243,13 @@ def _train_and_report(
 
 
 def _report(prepared: Prepared, folder: RunFolder, result: RunResult, tables: list[ReportTable]) -> None:
-    recipe, metrics = prepared.recipe, prepared.task.metrics
+    recipe, metrics, drawn = prepared.recipe, prepared.task.metrics, prepared.task.eval_metrics[0]
     title = f"{folder.path.name}: {recipe.adapter.method} on {recipe.model.name}"
     picture = None
     if recipe.log.plot and folder.metrics.exists():
-        baselines = {name: found[metrics[0]] for name, found in result.baselines.items() if metrics[0] in found}
+        baselines = {name: found[drawn] for name, found in result.baselines.items() if drawn in found}
         history = read_metrics(folder.metrics)
-        picture = plot_history(history, folder.picture, metrics[0], baselines=baselines, title=title)
+        picture = plot_history(history, folder.picture, drawn, baselines=baselines, title=title)
     write_report(
         folder.report,
         title=title,

@@ -24,8 +24,6 @@ from adapterlab.training.precision import device
 from adapterlab.training.run_folder import RunFolder
 from adapterlab.training.trainer import by_length
 
-_CHUNK = 64  # batches that are sorted by length together: memory stays bounded, padding small
-
 
 class Predictor:
     """A trained adapter on its backbone, ready for rows.
@@ -49,6 +47,7 @@ class Predictor:
         )
         load(self.model, files.folder)
         equip(self.tokenizer, self.model)
+        self.task.prepare(self.model, self.tokenizer)
         self.model.eval().to(device())
 
     def predict(self, rows: Iterable[str | Mapping[str, Any]], batch_size: int = 32) -> Iterator[dict[str, Any]]:
@@ -63,7 +62,7 @@ class Predictor:
             DataError: a row lacks an input, or it can't be used; the message counts rows from 1.
         """
         numbered = enumerate(rows, start=1)
-        for chunk in _chunks(numbered, batch_size * _CHUNK):
+        for chunk in _chunks(numbered, batch_size * self.task.ahead):
             given = [self._inputs(row, number) for number, row in chunk]
             names = dict.fromkeys(name for row in given for name in row)  # what is optional, some rows may lack
             table = Dataset.from_dict({name: [row.get(name) for row in given] for name in names})
@@ -85,8 +84,7 @@ class Predictor:
             batch = collate([features[index] for index in chosen])
             batch = {key: tensor.to(self.model.device) for key, tensor in batch.items()}
             with torch.inference_mode():
-                _, outputs = self.task.forward(self.model, batch)
-                kept = self.task.outputs(outputs, batch)
+                _, kept = self.task.answer(self.model, batch)
             parts = [part.float().cpu().numpy() for part in (kept if isinstance(kept, tuple) else (kept,))]
             for place, index in enumerate(chosen):
                 found = tuple(part[place] for part in parts)
@@ -96,21 +94,22 @@ class Predictor:
     def _inputs(self, row: str | Mapping[str, Any], number: int) -> dict[str, Any]:
         needed = [name for name in self.task.inputs if name not in self.task.optional]
         if isinstance(row, str):
-            if len(needed) != 1:
+            plain = [self.task.plain_input] if self.task.plain_input else needed
+            if len(plain) != 1:
                 raise DataError(
                     f"row {number} is a plain text, and a {self.task.type} task reads {' and '.join(needed)}: "
                     "give a mapping with these keys."
                 )
-            row = {needed[0]: row}
+            row = {plain[0]: row}
         if missing := [name for name in needed if row.get(name) is None]:
             raise DataError(f"row {number} lacks {', '.join(missing)}; its keys: {', '.join(map(str, row)) or 'none'}.")
         given: dict[str, Any] = {name: row.get(name) for name in self.task.inputs if name in row or name in needed}
         for name, value in given.items():
-            try:  # an empty text is a fair question, though nothing can be learned from it
+            try:
                 cleaned = None if value is None else self.task.clean(name, value)
-                given[name] = value if cleaned is None else cleaned
             except (TypeError, ValueError) as error:
                 raise DataError(f"row {number}, {name}: {error}") from error
+            given[name] = value if cleaned is None else cleaned  # an empty text is a fair question
         if wrong := self.task.check(given):
             raise DataError(f"row {number}: {wrong}")
         return given
@@ -143,7 +142,7 @@ def evaluate(source: str | Path, data: str | None = None, batch_size: int = 64) 
     else:
         rows, _ = load_rows(data, recipe.data, predictor.task)
     predictor.task.check_labels(rows, data or "test")
-    return {**predictor.task.measure(predictor.run(rows, batch_size)), "rows": len(rows)}
+    return {**predictor.task.measure(predictor.run(rows, batch_size, name="test")), "rows": len(rows)}
 
 
 def _about(files: AdapterFiles) -> dict[str, Any]:

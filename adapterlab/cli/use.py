@@ -184,6 +184,7 @@ def _from_file(run: str, file: str, column: str | None) -> list[str] | list[dict
     wanted = {name: source_of(task, name, mapping, rows.column_names) for name in task.inputs}
     needed = [name for name in task.inputs if name not in task.optional]
     if column is not None:
+        needed = [task.plain_input] if task.plain_input else needed
         if len(needed) != 1:
             raise ConfigError(f"--column names one column, and a {task.type} task reads {' and '.join(needed)}.")
         wanted = {needed[0]: column}
@@ -191,15 +192,19 @@ def _from_file(run: str, file: str, column: str | None) -> list[str] | list[dict
         lacking = [one for one in _several(source) if one not in rows.column_names]
         if not lacking:
             continue
-        if name not in task.optional:
+        if column is not None or name not in task.optional:
             fix = "Name it with --column." if column is None and len(needed) == 1 else ""
             raise DataError(f"{file}: {unknown_name('column', lacking[0], rows.column_names, fix)}")
         del wanted[name]
+    if not wanted:
+        raise DataError(
+            f"{file} has none of the columns {', '.join(task.inputs)}; it has: {', '.join(rows.column_names)}. "
+            "Name one with --column."
+        )
     if list(wanted) == ["text"]:
         values = rows[wanted["text"]]
         if not any(isinstance(value, list) for value in values):  # lists are the words of pre-split texts
             return ["" if value is None else str(value) for value in values]
-    return ["" if value is None else str(value) for value in rows[wanted["text"]]]
     return [
         {
             name: row[source] if isinstance(source, str) else {one: row[one] for one in source}

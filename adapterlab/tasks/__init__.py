@@ -5,6 +5,7 @@ module in the entry-point group "adapterlab.tasks" (and "adapterlab.metrics" for
 """
 
 from adapterlab.tasks.base import TASKS, Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
+from adapterlab.tasks.causal_lm import CausalLM
 from adapterlab.tasks.classification import Classification
 from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
 from adapterlab.tasks.multilabel import Multilabel
@@ -12,12 +13,14 @@ from adapterlab.tasks.multiple_choice import MultipleChoice
 from adapterlab.tasks.qa import QuestionAnswering
 from adapterlab.tasks.regression import Regression
 from adapterlab.tasks.relation import Relation
+from adapterlab.tasks.seq2seq import Seq2Seq
 from adapterlab.tasks.similarity import Similarity
 from adapterlab.tasks.tagging import Tagging
 
 __all__ = [
     "METRICS",
     "TASKS",
+    "CausalLM",
     "Classification",
     "Evidence",
     "MetricSpec",
@@ -28,6 +31,7 @@ __all__ = [
     "Regression",
     "Relation",
     "ReportTable",
+    "Seq2Seq",
     "Similarity",
     "Tagging",
     "Task",

@@ -124,9 +124,12 @@ class Task(ABC):
     strata: ClassVar[str | None] = None  # the one whose proportions splits keep
     auto_class: ClassVar[str]  # in transformers
     extra_inputs: ClassVar[tuple[str, ...]] = ()  # columns of a batch that `forward` reads and the model doesn't take
+    plain_input: ClassVar[str | None] = None  # what a plain text given to `predict` is; None: the only input needed
     counts_items: ClassVar[bool] = False  # whether `forward` divides its loss by the number of items it is given
+    ahead: ClassVar[int] = 64  # batches that `predict` reads before it answers: it sorts them by length
     default_metrics: ClassVar[tuple[str, ...]]
     windows: ClassVar[bool] = False  # whether long texts can be read in windows
+    deferred: ClassVar[str] = ""  # what to do to have those metrics measured while training that `eval_metrics` lacks
     Options: ClassVar[OptionsClass] = TaskOptions
 
     def __init__(
@@ -253,10 +256,18 @@ class Task(ABC):
         """Return what `from_pretrained` needs to know of the task."""
         return {}
 
+    def prepare(self, model: Any, tokenizer: Any) -> None:  # noqa: B027
+        """Look at the backbone, its adapter on it, before rows are encoded: keep what is needed to know of it.
+
+        Raises:
+            BackboneError: the task can't be done with it.
+        """
+
     @abstractmethod
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
-        """Turn rows into token ids (and labels, where there are any); `name` is the split's, for notes.
+        """Turn rows into token ids (and labels, where there are any).
 
+        `name` is the split's ("train", "eval", "test"), for notes, or "data" for rows that are to be answered.
         Columns whose names begin with "_" are the task's own notes (offsets, `_row`): no batch holds them. Rows are
         batched by their number of tokens: that of `input_ids`, or a column `length` (to be named in `extra_inputs`).
         """
@@ -290,9 +301,18 @@ class Task(ABC):
         """Return what is kept of a batch's outputs: a tensor of (rows, ...), or a tuple of them."""
         return outputs.logits
 
+    def answer(self, model: Any, batch: dict[str, Any], *, final: bool = True) -> tuple[Any, Any]:
+        """Run the model on a batch that is measured or answered; return its loss, if any, and what is kept of it.
+
+        Args:
+            final: False in the evaluations while training, where a task may leave out what takes long (generating).
+        """
+        loss, outputs = self.forward(model, batch)
+        return loss, self.outputs(outputs, batch)
+
     @abstractmethod
     def measure(self, seen: Predictions) -> dict[str, float]:
-        """Compute the task's metrics.
+        """Compute the task's metrics; where the task `counts_items`, also "loss", the mean over the items.
 
         Raises:
             AdapterLabError: the outputs hold NaN.
@@ -330,6 +350,11 @@ class Task(ABC):
         if self.splits is not None and name in self.splits.named:
             return functools.partial(self.splits.locate, name)
         return lambda rows: f"row{'s' if len(rows) > 1 else ''} {some([row + 1 for row in rows])}"
+
+    @property
+    def eval_metrics(self) -> list[str]:
+        """Those of the metrics that the evaluations while training compute; the others wait for the end."""
+        return self.metrics
 
     def note(self, text: str) -> None:
         """Keep a note for the report, once."""

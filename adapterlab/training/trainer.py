@@ -44,6 +44,7 @@ class TaskTrainer(Trainer):
         self, task: Task, optim: OptimSection, measure: Callable[[Any], dict[str, float]], **options: Any
     ) -> None:
         self.task, self.optim = task, optim
+        self.final = False  # whether outputs are for good
         super().__init__(
             compute_metrics=lambda output: measure(_in_order(output.predictions, self.eval_dataset)), **options
         )
@@ -52,12 +53,12 @@ class TaskTrainer(Trainer):
         self.model_accepts_loss_kwargs = task.counts_items
 
     def outputs(self, encoded: Dataset) -> Any:
-        """Return the task's outputs for encoded rows, in their order."""
-        measure, self.compute_metrics = self.compute_metrics, None
+        """Return the task's final outputs for encoded rows, in their order."""
+        measure, self.compute_metrics, self.final = self.compute_metrics, None, True
         try:
             return _in_order(self.predict(encoded).predictions, encoded)
         finally:
-            self.compute_metrics = measure
+            self.compute_metrics, self.final = measure, False
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -66,6 +67,8 @@ class TaskTrainer(Trainer):
         loss, outputs = self.task.forward(model, inputs, num_items_in_batch)
         if share := self.optim.label_smoothing:
             loss = (1 - share) * loss + share * self.task.spread(outputs, inputs, num_items_in_batch)
+        if self.task.counts_items and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # the items are those of all processes; gradients are averaged
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -81,10 +84,12 @@ class TaskTrainer(Trainer):
         """Return loss and the task's outputs; what is true is read from the rows, not from here."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.task.forward(model, inputs)
-        kept = nested_detach(self.task.outputs(outputs, inputs))
+            loss, kept = self.task.answer(model, inputs, final=self.final)
+        kept = nested_detach(kept)
         first = kept[0] if isinstance(kept, tuple) else kept
-        return None if loss is None else loss.detach().mean(), kept, first.new_zeros(len(first))
+        # a mean of batches' means is not the mean over items: a task that counts them measures its loss itself
+        shown = None if loss is None or self.task.counts_items else loss.detach().mean()
+        return shown, kept, first.new_zeros(len(first))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return by_length(eval_dataset)  # little padding; `_in_order` puts the outputs back
@@ -184,13 +189,22 @@ def training_arguments(recipe: Recipe, task: Task, train_rows: int, folder: RunF
 
 
 def best_metric(recipe: Recipe, task: Task) -> str:
-    """Return the name of the metric that decides which state is kept; "loss" counts as one."""
+    """Return the name of the metric that decides which state is kept; "loss" counts as one.
+
+    Raises:
+        ConfigError: it is measured only when training is over.
+    """
     wanted = recipe.eval.best
-    if wanted not in (None, "loss") and METRICS.canonical(wanted) not in task.metrics:
-        raise ConfigError(
-            f"eval.best: '{wanted}' isn't measured on these rows; measured: {', '.join(task.metrics)}, loss."
-        )
-    return task.metrics[0] if wanted is None else wanted if wanted == "loss" else METRICS.canonical(wanted)
+    if wanted == "loss":
+        return wanted
+    best = task.eval_metrics[0] if wanted is None else METRICS.canonical(wanted)
+    if best in task.eval_metrics:
+        return best
+    measured = ", ".join([*task.eval_metrics, "loss"])
+    when = "is measured only when training is over" if best in task.metrics else "isn't measured on these rows"
+    raise ConfigError(
+        f"eval.best: {best} {when}; evaluations while training measure: {measured}. {task.deferred}".rstrip()
+    )
 
 
 def planned_steps(recipe: Recipe, train_rows: int) -> int:

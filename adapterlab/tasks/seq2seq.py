@@ -1,0 +1,141 @@
+"""Sequence to sequence: an encoder-decoder (T5, BART) reads one text and learns to write another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from adapterlab.errors import BackboneError
+from adapterlab.tasks.base import Evidence, register_task
+from adapterlab.tasks.generation import ANSWERED, GenerationOptions, TextGeneration
+from adapterlab.tasks.metrics import compute
+from adapterlab.tasks.text_batches import NOTHING, mapped, no_losses, padded, token_losses
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from adapterlab.data import Splits
+
+
+class Seq2SeqOptions(GenerationOptions):
+    """What is put before a source, and how long a target may be."""
+
+    prefix: str = Field("", description='Put before every source; T5 was trained with "summarize: " and the like.')
+    max_target_length: int = Field(128, ge=2, description="Tokens of a target; longer ones are cut.")
+
+
+@register_task("seq2seq")
+class Seq2Seq(TextGeneration):
+    """Learns to write a text that is made of another: a summary, a translation, an answer."""
+
+    summary = "one text from another: summaries, translations, answers"
+    columns: ClassVar[dict[str, str]] = {"source": "the text that is read", "target": "the text to write"}
+    inputs = ("source",)
+    auto_class = "AutoModelForSeq2SeqLM"
+    default_metrics = ("perplexity", "rougeL")
+    answer_column = "target"
+    Options = Seq2SeqOptions
+
+    def clean(self, column: str, value: Any) -> str | None:
+        """Both are texts; blank ones are missing."""
+        if isinstance(value, list | dict):
+            raise ValueError(f"holds a {type(value).__name__} where a text is needed")
+        if value is None or (isinstance(value, float) and value != value):
+            return None
+        return str(value) if str(value).strip() else None
+
+    def fit(self, splits: Splits) -> None:
+        """Nothing has to be learned of the rows before training."""
+
+    def prepare(self, model: Any, tokenizer: Any) -> None:
+        """Refuse a backbone that doesn't say what a target begins with."""
+        super().prepare(model, tokenizer)
+        if self.positions is not None and self.options.max_new_tokens > self.positions:
+            raise BackboneError(
+                f"task.max_new_tokens={self.options.max_new_tokens} is more than the backbone's {self.positions} "
+                "positions. Lower it."
+            )
+        if model.config.decoder_start_token_id is None:
+            raise BackboneError(
+                f"the config of this {type(model).__name__} has no decoder_start_token_id, so nothing says what a "
+                "target begins with. Put it into the backbone's config.json."
+            )
+
+    def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
+        """Tokenise in memory; rows that are to be answered have no labels."""
+        limits = {"source": self.limit(max_length, tokenizer), "target": self.options.max_target_length}
+        if self.positions is not None:
+            limits["target"] = min(limits["target"], self.positions)
+        cut: Counter[str] = Counter()
+
+        def tokenise(batch: dict[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
+            sources = [self.options.prefix + text for text in batch["source"]]
+            read = tokenizer(sources, truncation=True, max_length=limits["source"])
+            cut["source"] += _overflowing(read)
+            labels = [[NOTHING]] * len(places)
+            if "target" in batch:
+                written = tokenizer(text_target=batch["target"], truncation=True, max_length=limits["target"])
+                cut["target"] += _overflowing(written)
+                labels = written["input_ids"]
+            numbers = [ANSWERED] * len(places) if name == "data" else places
+            return {"input_ids": read["input_ids"], "labels": labels, "number": numbers, "_row": places}
+
+        encoded = mapped(dataset, tokenise, name)
+        for column, key in (("source", "data.max_length"), ("target", "task.max_target_length")):
+            if cut[column]:
+                said = f"{cut[column]:,} of {len(dataset):,} {column}s cut to {limits[column]} tokens ({key})"
+                self.note(f"{name}: {said}.")
+        return encoded
+
+    def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """Pad sources and targets on the right."""
+        import torch
+
+        def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            return {
+                "input_ids": padded([row["input_ids"] for row in rows], tokenizer.pad_token_id),
+                "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0),
+                "labels": padded([row["labels"] for row in rows], NOTHING),
+                "number": torch.tensor([row["number"] for row in rows]),
+            }
+
+        return collate
+
+    def forward(self, model: Any, batch: dict[str, Any], items: Any = None) -> tuple[Any, Any]:
+        """Return the loss per token of the targets, and each row's loss and tokens."""
+        labels = batch["labels"]
+        if (labels == NOTHING).all():
+            return no_losses(batch)
+        written = getattr(model, "module", model).prepare_decoder_input_ids_from_labels(labels=labels)
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        logits = model(**inputs, decoder_input_ids=written, use_cache=False).logits
+        return token_losses(logits, labels, items)
+
+    def generate(self, model: Any, batch: dict[str, Any], rows: Any, settings: Any) -> Any:
+        """Have the targets written, without the token that every one begins with."""
+        inputs = {key: batch[key][rows] for key in ("input_ids", "attention_mask")}
+        return model.generate(**inputs, generation_config=settings)[:, 1:]
+
+    def reference(self, row: Mapping[str, Any]) -> str | None:
+        """Return the target."""
+        return row.get("target")
+
+    def question(self, row: Mapping[str, Any]) -> str:
+        """Return the source."""
+        return str(row["source"])
+
+    def baselines(self, evidence: Evidence) -> dict[str, dict[str, float]]:
+        """Compare with copying the source, too."""
+        rows = evidence.splits.named[evidence.split][: self.options.generate_test]
+        found = super().baselines(evidence)
+        if not self.text_metrics or not rows["source"]:
+            return found
+        return {"copied source": compute(self.text_metrics, rows["source"], rows["target"]), **found}
+
+
+def _overflowing(encoded: Any) -> int:
+    """Return how many texts a tokenizer cut."""
+    return sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
