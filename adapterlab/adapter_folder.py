@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adapterlab import __version__
+from adapterlab import __version__, token_files
 from adapterlab.errors import AdapterFolderError
 from adapterlab.guests import Guest, Guests, need_guests
 from adapterlab.heads import labels_of
@@ -138,8 +138,9 @@ def read(source: str | Path) -> AdapterFiles:
 
 
 def adapter_tensors(model: nn.Module, guest: Guest) -> dict[str, torch.Tensor]:
-    """Return what an adapter's file holds: the method's tensors and the heads', keyed by path."""
+    """Return what an adapter's file holds: the method's tensors, new tokens' and the heads', keyed by path."""
     tensors = guest.method.state(model, guest.name, guest.config)
+    tensors |= {key: rows.detach() for key, rows in token_files.saved(model, guest.name).items()}
     for path, head in guest.heads.items():
         tensors |= {f"{path}.{key}": tensor.detach() for key, tensor in head.state_dict().items()}
     return tensors
@@ -157,6 +158,7 @@ def _peft_fields(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, An
         "base_model_name_or_path": getattr(config, "_name_or_path", "") or None,
         "inference_mode": True,
     }
+    fields |= token_files.for_peft(model, guest.name, fields)
     if guest.heads:
         fields["modules_to_save"] = sorted(guest.heads)
     return {key: value for key, value in sorted(fields.items()) if key != "auto_mapping"}
@@ -173,7 +175,9 @@ def _extra(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, Any]:
         "fingerprint": guests.fingerprint,
         "heads": sorted(guest.heads),
         "labels": {str(index): label for index, label in labels.items()} if guest.heads else {},
-    } | guest.about
+        **token_files.to_json(model, guest.name),
+        **guest.about,
+    }
 
 
 def read_json(path: Path) -> dict[str, Any]:

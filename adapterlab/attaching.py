@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from adapterlab import trainer_hooks
+from adapterlab import token_rows, trainer_hooks
 from adapterlab.adapters import METHODS, MethodConfig, parse_config
 from adapterlab.backbones import describe
 from adapterlab.errors import AdapterError, BackboneError, ConfigError
@@ -30,6 +30,7 @@ def attach(
     name: str = "default",
     *,
     labels: Sequence[str] | int | None = None,
+    new_tokens: Mapping[str, Sequence[int]] | None = None,
     **options: Any,
 ) -> M:
     """Put an adapter into a pretrained model, in place, and freeze everything but adapter and head.
@@ -40,13 +41,15 @@ def attach(
         name: what to call the adapter; it becomes the active one.
         labels: label names, or their number, if the adapter's head shall not have the model's: adapters for
             different tasks can share a model.
+        new_tokens: tokens that the adapter brings along, with the ids of the pieces that their embeddings start from;
+            `adapterlab.new_tokens.pieces(tokenizer, tokens)` makes it. The backbone's embeddings stay as they are.
         options: the method's options, by the paper's or peft's names.
 
     Returns:
         The same object. Training it trains the adapter; `save` writes the adapter.
 
     Raises:
-        ConfigError: unknown method, or wrong options (all of them are named).
+        ConfigError: unknown method, or wrong options or new tokens (all of them are named).
         AdapterError: there is an adapter of that name.
         BackboneError: the model has no module that the method can attach to.
 
@@ -64,6 +67,9 @@ def attach(
         adopt_heads(model, guests, guest, own_labels)
         guest.method.inject(model, guests.backbone, name, config)
         check_apart(model, guests, guest)
+        if new_tokens:
+            token_rows.add(model, name, new_tokens)
+        token_rows.check_apart(model, list(guests.heads_before))
         guests.adapters[name] = guest
         for module in set(model.modules()) - already_there:
             module.training = model.training
@@ -90,6 +96,7 @@ def detach(model: M, name: str | None = None) -> M:
     for leaver in leaving:
         guest = guests.adapters.pop(leaver)
         guest.method.remove(model, leaver)
+        token_rows.remove(model, leaver)
     _switch(model, guests, [name for name in guests.active if name in guests.adapters])
     if not guests.adapters:
         for path, parameter in model.named_parameters():
@@ -103,10 +110,10 @@ def detach(model: M, name: str | None = None) -> M:
 def activate(model: M, names: str | list[str] | None) -> M:
     """Choose which adapters take part in forward, and are trained; `None` is none of them.
 
-    With several, each adds its term, and the head and labels are those of the last one named.
+    With several, each adds its term, and the head and labels are those of the last one named, and so are new tokens.
 
     Raises:
-        AdapterError: there is no such adapter.
+        AdapterError: there is no such adapter, or two of them bring different new tokens.
     """
     guests = need_guests(model)
     if not (names is None or isinstance(names, str | list | tuple)):
@@ -150,6 +157,7 @@ class AdapterSummary:
     parameters: int
     head_parameters: int
     options: dict[str, Any]
+    new_tokens: dict[str, int] = field(default_factory=dict)  # ids by token; their rows are among `parameters`
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,10 @@ class Summary:
         for adapter in self.adapters:
             state = "active" if adapter.active else "inactive"
             head = f" + head {adapter.head_parameters:,}" if adapter.head_parameters else ""
-            lines.append(f"  {adapter.name}: {adapter.method}, {state}, {adapter.parameters:,} parameters{head}")
+            brings = f", {len(adapter.new_tokens)} new tokens" if adapter.new_tokens else ""
+            lines.append(
+                f"  {adapter.name}: {adapter.method}, {state}, {adapter.parameters:,} parameters{head}{brings}"
+            )
         return "\n".join(lines)
 
 
@@ -176,11 +187,14 @@ def summary(model: nn.Module) -> Summary:
     guests = guests_of(model)
     adapters = []
     for guest in guests.adapters.values() if guests else ():
+        rows = token_rows.rows_of(model, guest.name)
         own = sum(p.numel() for p in guest.method.parameters(model, guest.name).values())
+        own += sum(p.numel() for p in rows.parameters()) if rows else 0
         head = sum(p.numel() for module in guest.heads.values() for p in module.parameters())
         options = guest.config.model_dump(exclude_none=True)
         active = guest.name in guests.active  # type: ignore[union-attr]
-        adapters.append(AdapterSummary(guest.name, guest.method_name, active, own, head, options))
+        ids = rows.tokens.ids if rows else {}
+        adapters.append(AdapterSummary(guest.name, guest.method_name, active, own, head, options, ids))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     return Summary(type(model).__name__, tuple(adapters), trainable, total)
@@ -237,7 +251,8 @@ def _admit(model: nn.Module, name: str) -> Guests:
 
 
 def _switch(model: nn.Module, guests: Guests, names: list[str]) -> None:
-    """Make these adapters the active ones: in forward, in training, with their head."""
+    """Make these adapters the active ones: in forward, in training, with their head and new tokens."""
+    bringing = _agreed_on_tokens(model, names)
     for name in guests.active[-1:]:  # its labels may have been renamed in the model's config meanwhile
         if name in guests.adapters and guests.adapters[name].heads:
             guests.adapters[name].labels = labels_of(model)
@@ -247,8 +262,22 @@ def _switch(model: nn.Module, guests: Guests, names: list[str]) -> None:
         method.activate(model, [name for name in names if guests.adapters[name].method is method])
     with_heads = [guests.adapters[name] for name in names if guests.adapters[name].heads]
     place_heads(model, guests, with_heads[-1] if with_heads else None)
+    token_rows.place(model, bringing)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for name in names:
         for parameter in guests.adapters[name].trained(model).values():
             parameter.requires_grad_(True)
+
+
+def _agreed_on_tokens(model: nn.Module, names: list[str]) -> str | None:
+    """Return the last of these adapters that brings new tokens; refuse several that bring different ones."""
+    ids = {name: rows.tokens.ids for name in names if (rows := token_rows.rows_of(model, name)) is not None}
+    last = next(reversed(ids), None)
+    other = next((name for name in ids if ids[name] != ids[last]), None)  # type: ignore[index]
+    if other is not None:
+        raise AdapterError(
+            f"adapters '{other}' and '{last}' bring different new tokens under the same ids ({', '.join(ids[other])}; "
+            f"{', '.join(ids[last])}), and can't be active together."  # type: ignore[index]
+        )
+    return last

@@ -12,6 +12,7 @@ from torch import nn
 from adapterlab.attaching import activate, attach, detach
 from adapterlab.errors import AdapterError, ConfigError, did_you_mean
 from adapterlab.guests import Guest, need_guests
+from adapterlab.token_rows import rows_of
 
 M = TypeVar("M", bound=nn.Module)
 _WAYS = ("linear", "cat", "svd")
@@ -47,6 +48,9 @@ def combine(
     guests = need_guests(model)
     weights = dict(adapters) if isinstance(adapters, Mapping) else dict.fromkeys(adapters, 1.0)
     parts = [guests.pick(part, "combine") for part in weights]
+    bringing = [part.name for part in parts if rows_of(model, part.name) is not None]
+    if bringing:
+        raise AdapterError(f"adapter '{bringing[0]}' brings new tokens, which have no weighted sum; merge it instead.")
     _check(parts, weights, how, r)
     method = parts[0].method
     options, state = method.combine(model, {part.name: (part.config, weights[part.name]) for part in parts}, how, r)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from adapterlab import token_rows
 from adapterlab.adapters.base import METHODS, Method
 from adapterlab.backbones import Backbone
 from adapterlab.errors import AdapterError, unknown_name
@@ -33,10 +34,10 @@ class Guest:
         return METHODS.get(self.method_name)
 
     def trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Return everything this adapter trains, by path: its own parameters and its heads'."""
+        """Return everything this adapter trains, by path: its own parameters, new tokens' and its heads'."""
         own = self.method.parameters(model, self.name)
         heads = {f"{path}.{key}": p for path, head in self.heads.items() for key, p in head.named_parameters()}
-        return own | heads
+        return own | token_rows.parameters(model, self.name) | heads
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from adapterlab import token_files
 from adapterlab.adapter_folder import CONFIG, EXTRA, WEIGHTS, AdapterFiles, adapter_tensors, read
 from adapterlab.adapters import METHODS, Method
 from adapterlab.adapters.targets import ALL_LINEAR
@@ -19,6 +20,7 @@ from adapterlab.errors import AdapterError, AdapterFolderError, AdapterLabError
 from adapterlab.fingerprint import fingerprint, in_words, same
 from adapterlab.guests import guests_of, need_guests
 from adapterlab.heads import are_named, label_output, labels_of, set_labels
+from adapterlab.token_rows import NewTokens
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -43,7 +45,8 @@ def load(
             they fit, e.g. after further pretraining.
 
     Returns:
-        The same model, with the adapter active.
+        The same model, with the adapter active. If it brings new tokens, `summary` lists them with their ids, and
+        `adapterlab.new_tokens.equip(tokenizer, model)` adds them to the backbone's tokenizer.
 
     Raises:
         AdapterFolderError: not an adapter, or one for another backbone, or it doesn't fit: every tensor that is
@@ -55,6 +58,11 @@ def load(
     prefix = method.key_prefix
     tensors = {key.removeprefix(prefix): tensor for key, tensor in files.tensors.items()}
     files = replace(files, tensors={k: t for k, t in tensors.items() if not method.is_ballast(model, k, t)})
+    tokens = _new_tokens(model, files)
+    if tokens is not None:
+        fields = {key: value for key, value in files.fields.items() if key not in token_files.PEFT_FIELDS}
+        kept = {key: t for key, t in files.tensors.items() if not token_files.is_spare(model, key)}
+        files = replace(files, fields=fields, tensors=kept)
     _check_kind(model, files)
     name = name or "default"
     guests = guests_of(model)
@@ -65,7 +73,7 @@ def load(
     before = list(guests.active) if guests is not None else []
     try:
         options, labels = _options(method, files), _labels(model, files)
-        attach(model, method.name, name, labels=labels, **options)
+        attach(model, method.name, name, labels=labels, new_tokens=tokens, **options)
         _fill(model, method, files, name)
     except Exception as error:  # whatever a stranger's file leads to, the model must be as it was
         guests = guests_of(model)
@@ -133,6 +141,13 @@ def _options(method: Method, files: AdapterFiles) -> dict[str, Any]:
     return options | {"modules_to_save": held}
 
 
+def _new_tokens(model: nn.Module, files: AdapterFiles) -> NewTokens | None:
+    try:
+        return token_files.from_json(model, files.extra)
+    except AdapterLabError as error:
+        raise AdapterFolderError(f"the adapter in '{files.folder}' can't be loaded: {error}") from None
+
+
 def _check_kind(model: nn.Module, files: AdapterFiles) -> None:
     theirs, ours = files.extra.get("architecture"), type(model).__name__
     if files.extra.get("heads") and theirs != ours:
@@ -195,6 +210,9 @@ def _fill(model: nn.Module, method: Method, files: AdapterFiles, name: str) -> N
             "Load it into the backbone and head that it was trained on."
         )
     method.load_state(model, name, guest.config, files.tensors)
+    with torch.no_grad():
+        for key, rows in token_files.saved(model, name).items():
+            rows.copy_(files.tensors[key])
     for path, head in guest.heads.items():
         head.load_state_dict({key: files.tensors[f"{path}.{key}"] for key in head.state_dict()})
     guest.about = {key: files.extra[key] for key in ("backbone", "task", "max_length") if key in files.extra}

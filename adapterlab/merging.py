@@ -11,8 +11,9 @@ from torch import nn
 
 from adapterlab.adapters import METHODS
 from adapterlab.attaching import activate, detach
-from adapterlab.errors import AdapterError
+from adapterlab.errors import AdapterError, BackboneError
 from adapterlab.guests import Guest, Guests, need_guests
+from adapterlab.token_rows import Rows, active_rows, embedding_of, output_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -20,9 +21,9 @@ M = TypeVar("M", bound=nn.Module)
 def merge(model: M, name: str | None = None) -> M:
     """Fold the active adapters, or the one named, into the weights, in place and in fp32 arithmetic.
 
-    The trained head becomes the model's own, and nothing of adapterlab stays: `save_pretrained` writes a folder
-    that plain transformers loads. A weight that is tied to another one (GPT-2's `wte` and its output layer) is
-    untied first if the adapter changes one end only; a warning says so.
+    The trained head becomes the model's own, the embeddings grow by the adapter's new tokens, and nothing of
+    adapterlab stays: `save_pretrained` writes a folder that plain transformers loads. A weight that is tied to another
+    one (GPT-2's `wte` and its output layer) is untied first if the adapter changes one end only; a warning says so.
 
     Returns:
         The same object.
@@ -40,6 +41,7 @@ def merge(model: M, name: str | None = None) -> M:
     data = [(parameter, parameter.data) for parameter in model.parameters()]
     untied: list[tuple[nn.Module, str, nn.Parameter]] = []
     try:
+        _check_growth(model)
         untied = _untie(model, {guest.name for guest in chosen})
         for guest in chosen:
             guest.method.merge(model, guest.name, guest.config)
@@ -50,13 +52,15 @@ def merge(model: M, name: str | None = None) -> M:
             parameter.data = before
         activate(model, active)
         raise AdapterError(f"merging {', '.join(names)} failed and was undone: {error}") from error
-    heads = _move_in(model, guests, chosen)
+    heads, rows = _move_in(model, guests, chosen), active_rows(model)
     detach(model)
     dtype = next(model.get_submodule(guests.backbone.layers[0]).parameters()).dtype
     for head in heads:
         head.to(dtype)
     if untied:
         _say_untied(model, [guest.name for guest in chosen])
+    if rows is not None:
+        _settle(model, rows)
     return model
 
 
@@ -137,3 +141,34 @@ def _say_untied(model: nn.Module, names: list[str]) -> None:
         "(config.tie_word_embeddings=False), and the saved model is larger by one of them.",
         stacklevel=3,
     )
+
+
+def _check_growth(model: Any) -> None:
+    """Refuse a model whose embeddings transformers can't resize, if its active adapter needs that.
+
+    Raises:
+        BackboneError: its class doesn't say where they are.
+    """
+    rows = active_rows(model)
+    try:
+        if rows is not None and rows.tokens.end > len(embedding_of(model).weight):
+            model.set_input_embeddings(model.get_input_embeddings())
+    except NotImplementedError:
+        raise BackboneError(
+            f"{type(model).__name__} has no set_input_embeddings, so its embeddings can't grow by the new tokens. "
+            "Use the adapter attached, as it is."
+        ) from None
+
+
+def _settle(model: Any, rows: Rows) -> None:
+    """Write rows into a model's own embeddings, enlarged; it must have no adapters any more."""
+    first, end = rows.tokens.first, rows.tokens.end
+    if end > len(embedding_of(model).weight):
+        model.resize_token_embeddings(end, mean_resizing=False)
+    output = output_of(model)
+    with torch.no_grad():
+        embedding_of(model).weight[first:end] = rows.input.to(embedding_of(model).weight)
+        if output is not None:
+            output.weight[first:end] = (rows.input if rows.output is None else rows.output).to(output.weight)
+            if output.bias is not None:
+                output.bias[first:end] = 0

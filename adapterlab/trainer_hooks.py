@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import TrainerCallback, trainer
 
+from adapterlab import token_rows
 from adapterlab.adapter_folder import save
 from adapterlab.errors import AdapterError, ConfigError
 from adapterlab.guests import Guest, guests_of, need_guests
@@ -69,11 +70,12 @@ def uninstall(model: nn.Module) -> None:
 
 
 def training_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return all that checkpoints need of a model's adapters, by path: parameters, buffers, active heads."""
+    """Return all that checkpoints need of a model's adapters, by path: parameters, buffers, rows, active heads."""
     guests = need_guests(model)
     heads = tuple(path + "." for path in guests.heads_before)
     state = {path: tensor for path, tensor in model.state_dict().items() if path.startswith(heads)} if heads else {}
     for guest in guests.adapters.values():
+        state |= {path: rows.detach() for path, rows in token_rows.parameters(model, guest.name).items()}
         state |= guest.method.training_state(model, guest.name)
     return state
 

@@ -18,7 +18,7 @@ FLOORS = [
     ["", "errors"],
     ["registry"],
     ["addresses", "anatomies", "backbones", "environment"],
-    ["adapters", "fingerprint"],
+    ["adapters", "fingerprint", "token_rows", "token_files", "new_tokens"],
     ["guests"],
     ["heads"],
     ["adapter_folder"],
