@@ -5,14 +5,18 @@ module in the entry-point group "adapterlab.tasks" (and "adapterlab.metrics" for
 """
 
 from adapterlab.tasks.base import TASKS, Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
+from adapterlab.tasks.causal_corpus import CausalLM
 from adapterlab.tasks.classification import Classification
+from adapterlab.tasks.masked_lm import MaskedLM
 from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
 
 __all__ = [
     "METRICS",
     "TASKS",
+    "CausalLM",
     "Classification",
     "Evidence",
+    "MaskedLM",
     "MetricSpec",
     "Predictions",
     "ReportTable",
