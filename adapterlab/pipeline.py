@@ -161,10 +161,14 @@ def _train(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, cons
     recipe = prepared.recipe
     if checkpoint is not None:
         check_resumable(checkpoint, prepared.model, planned_steps(recipe, prepared.splits.sizes["train"]))
+        if folder.splits.exists():
+            prepared.splits.verify(folder.splits)
     with folder.begin() if _speaks() and checkpoint is None else nullcontext():
         if _speaks():
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+            if not folder.splits.exists():
+                prepared.splits.write(folder.splits)
         return _train_and_report(prepared, folder, checkpoint, console)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from adapterlab.data.columns import RowSchema, map_columns
-from adapterlab.data.formats import Columns
+from adapterlab.data.columns import Rows, RowSchema, map_columns
+from adapterlab.data.labels import map_labels
+from adapterlab.data.overlaps import settle_overlaps
+from adapterlab.data.record import compare, record_of
 from adapterlab.data.sources import load_table, read_table, to_dataset
-from adapterlab.data.splits import draw, drop_duplicates, keys, size, split_off, take
+from adapterlab.data.splits import draw, drop_duplicates, split_off
+from adapterlab.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,11 +34,21 @@ class DataOptions(Protocol):
     @property
     def columns(self) -> Mapping[str, str]: ...
     @property
+    def label_map(self) -> Mapping[str, str]: ...
+    @property
+    def group_by(self) -> str | None: ...
+    @property
     def max_samples(self) -> int | None: ...
     @property
     def bad_rows(self) -> str: ...
     @property
+    def deduplicate(self) -> bool: ...
+    @property
+    def overlap(self) -> str: ...
+    @property
     def encoding(self) -> str | None: ...
+    @property
+    def streaming(self) -> bool: ...
 
 
 @dataclass
@@ -44,6 +59,8 @@ class Splits:
     eval: Dataset
     test: Dataset | None = None
     notes: list[str] = field(default_factory=list)
+    origins: dict[str, Rows] = field(default_factory=dict, repr=False)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def named(self) -> dict[str, Dataset]:
@@ -56,38 +73,73 @@ class Splits:
         """Rows in each split."""
         return {name: len(rows) for name, rows in self.named.items()}
 
+    def locate(self, name: str, rows: Sequence[int]) -> str:
+        """Say in which lines of which files some rows of a split stand; where that isn't known, which rows they are."""
+        if name in self.origins:
+            return self.origins[name].locate(rows)
+        return f"rows {', '.join(str(row + 1) for row in rows[:5])} of {name}"
+
+    def record(self) -> dict[str, Any]:
+        """Return the rows of each split by file and line, with digests of the rows and files, as JSON can hold it."""
+        return record_of(self.origins, self.settings)
+
+    def write(self, path: Path) -> None:
+        """Write the record."""
+        path.write_text(json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def verify(self, path: Path) -> None:
+        """Refuse to go on with other rows than those of a record written before.
+
+        Raises:
+            DataError: rows or files have changed; the message names them.
+        """
+        compare(path, self.record())
+
 
 def load_splits(data: DataOptions, task: RowSchema, seed: int) -> Splits:
-    """Read train, eval and test, or make them: stratified, seeded, no text on two sides.
+    """Read train, eval and test, or make them: stratified, seeded, in groups, no text on two sides.
 
     Splits are made before `max_samples` is applied, so that eval and test stay the same when it changes.
 
     Raises:
         DataError: a file or column is missing, rows can't be used, or there are too few.
     """
-    train, notes = _read(data.train, data, task, split="train")
-    given: dict[str, Columns] = {}
+    if data.streaming:
+        raise DataError(
+            "data.streaming is for pretraining on raw text; this task takes its rows into memory. Leave it out, and "
+            "set data.max_samples if there are too many."
+        )
+    given: dict[str, Rows] = {}
     shares: dict[str, float] = {}
+    train, notes = _read(data.train, data, task, split="train", group_by=data.group_by)
     for name, value in (("test", data.test), ("eval", data.eval)):
         if isinstance(value, str):
             given[name], more = _read(value, data, task, split="validation" if name == "eval" else name)
             notes += more
         elif value is not None:
             shares[name] = value
+    if data.deduplicate:
+        for name in given:
+            given[name], more = drop_duplicates(given[name], task.inputs, task.strata, f"from {name}")
+            notes += more
+    if shares or data.deduplicate:
+        train, more = drop_duplicates(train, task.inputs, task.strata, "before splitting" if shares else "from train")
+        notes += more
+    made: dict[str, Rows] = {}
     if shares:
-        train, note = drop_duplicates(train, task.inputs, task.strata)
-        notes += [note] if note else []
         train, made = split_off(train, shares, task.strata, seed)
-        given |= made
-    notes += _overlaps({"train": train, **given}, task.inputs)
-    if data.max_samples is not None and data.max_samples < size(train):
-        before = size(train)
-        strata = train[task.strata] if task.strata else None
+    splits, more = settle_overlaps({"train": train, **given, **made}, task.inputs, data.overlap)
+    notes += more
+    train = splits["train"]
+    if data.max_samples is not None and data.max_samples < len(train):
+        before = len(train)
+        strata = train.columns[task.strata] if task.strata else None
         chosen, _ = draw(strata, range(before), before - data.max_samples, seed)
-        train = take(train, chosen)
+        splits["train"] = train.take(chosen)
         notes.append(f"data.max_samples: {len(chosen):,} of {before:,} training rows taken (seed {seed}).")
-    made_of = {name: to_dataset(rows) for name, rows in given.items()}
-    return Splits(to_dataset(train), made_of["eval"], made_of.get("test"), list(dict.fromkeys(notes)))
+    sets = {name: to_dataset(rows.columns) for name, rows in splits.items()}
+    settings = {"seed": seed, "made": shares, "group_by": data.group_by, "max_samples": data.max_samples}
+    return Splits(sets["train"], sets["eval"], sets.get("test"), list(dict.fromkeys(notes)), splits, settings)
 
 
 def load_rows(
@@ -98,8 +150,8 @@ def load_rows(
     Raises:
         DataError: as for `load_splits`.
     """
-    columns, notes = _read(address, data, task, split="test", needed=needed)
-    return to_dataset(columns), notes
+    rows, notes = _read(address, data, task, split="test", needed=needed)
+    return to_dataset(rows.columns), notes
 
 
 def _read(
@@ -109,21 +161,9 @@ def _read(
     *,
     split: str,
     needed: Sequence[str] | None = None,
-) -> tuple[Columns, list[str]]:
+    group_by: str | None = None,
+) -> tuple[Rows, list[str]]:
     drop = data.bad_rows == "drop"
     table = load_table(address, encoding=data.encoding, drop_ragged=drop, split=split)
-    columns, notes = map_columns(table, task, data.columns, bad_rows=data.bad_rows, needed=needed)
-    return columns, [*table.notes, *notes]
-
-
-def _overlaps(splits: dict[str, Columns], inputs: Sequence[str]) -> list[str]:
-    """Warn of rows that files have in common: scores on them say nothing about new text."""
-    found = {name: set(keys(columns, inputs)) for name, columns in splits.items()}
-    notes = []
-    for name in ("eval", "test"):
-        if shared := len(found.get(name, set()) & found["train"]):
-            notes.append(
-                f"{shared:,} of the {len(found[name]):,} different rows of {name} are also in train: "
-                "its scores flatter."
-            )
-    return notes
+    rows, notes = map_columns(table, task, data.columns, bad_rows=data.bad_rows, needed=needed, group_by=group_by)
+    return map_labels(rows, task, data.label_map), [*table.notes, *notes]

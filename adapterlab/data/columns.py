@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from adapterlab.data.formats import Columns
+from adapterlab.data.origins import Origin
 from adapterlab.data.sources import Table
 from adapterlab.errors import DataError, did_you_mean
+
+_KINDS = 5  # so many different faults at most in a message
 
 
 class RowSchema(Protocol):
@@ -18,6 +22,10 @@ class RowSchema(Protocol):
         """The task's column names, each with a description."""
 
     @property
+    def optional(self) -> Sequence[str]:
+        """Those of the columns that a file may lack, and whose values may be missing."""
+
+    @property
     def inputs(self) -> Sequence[str]:
         """The columns that the model sees; rows equal in these are duplicates."""
 
@@ -26,7 +34,46 @@ class RowSchema(Protocol):
         """The column whose proportions the splits keep."""
 
     def clean(self, column: str, value: Any) -> Any:
-        """Return the value as the task uses it, or None where it is missing or empty."""
+        """Return the value as the task uses it, or None where it is missing or empty.
+
+        Raises:
+            ValueError: the value is of a kind that can't be used; the message goes on from "row 3, column 'x': ".
+        """
+
+    def check(self, row: Mapping[str, Any]) -> str | None:
+        """Say what is wrong with a row of clean values as a whole (a span outside the text), or return None.
+
+        `row` has the columns that were read: not those optional ones that the file lacks, and, where rows are only
+        predicted on, those that the model needs.
+        """
+
+
+@dataclass
+class Rows:
+    """A task's rows, which rows of what was read they are, and the group of each where the splits keep groups."""
+
+    columns: Columns
+    numbers: Sequence[int]
+    origin: Origin
+    groups: list[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def take(self, rows: Sequence[int]) -> Rows:
+        """Return the rows at these places, in this order."""
+        columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        groups = None if self.groups is None else [self.groups[row] for row in rows]
+        return Rows(columns, [self.numbers[row] for row in rows], self.origin, groups)
+
+    def locate(self, rows: Sequence[int]) -> str:
+        """Say in which lines of which files these rows stand."""
+        return self.origin.locate([self.numbers[row] for row in rows])
+
+    def each(self) -> Iterator[dict[str, Any]]:
+        """Yield each row as a mapping."""
+        for values in zip(*self.columns.values(), strict=True):
+            yield dict(zip(self.columns, values, strict=True))
 
 
 def map_columns(
@@ -36,45 +83,79 @@ def map_columns(
     *,
     bad_rows: str = "refuse",
     needed: Sequence[str] | None = None,
-) -> tuple[Columns, list[str]]:
+    group_by: str | None = None,
+) -> tuple[Rows, list[str]]:
     """Rename, clean and check the columns that a task needs; the others are left behind.
 
     Args:
         table: what was read.
         schema: the task.
         mapping: the task's column → the table's, where the names differ.
-        bad_rows: "refuse" raises on a row with a missing value, "drop" leaves it out.
+        bad_rows: "refuse" raises on a row with a missing or unusable value, "drop" leaves it out.
         needed: the task's columns to take; None takes all.
+        group_by: the table's column that says which rows belong together.
 
     Returns:
-        the columns under the task's names, and notes on what was dropped.
+        the rows under the task's names, and notes on what was dropped.
 
     Raises:
         DataError: a column is missing, or rows can't be used.
     """
-    names = list(schema.columns) if needed is None else list(needed)
-    sources = {name: _find(table, schema, name, mapping) for name in names}
+    faults: dict[str, list[int]] = {}
     cleaned: Columns = {}
-    for name, source in sources.items():
+    for name in schema.columns if needed is None else needed:
+        if name in schema.optional and name not in mapping and name not in table.columns:
+            continue
+        source = _find(table, schema, name, mapping)
+        cleaned[name] = _clean(table.columns[source], schema, name, source, faults)
+    rows = Rows(cleaned, range(len(table)), table.origin)
+    if group_by is not None:
+        if group_by not in table.columns:
+            raise DataError(
+                f"data.group_by: {table.origin.address} has no column '{group_by}'."
+                f"{did_you_mean(group_by, table.columns)} {_listing(table)}"
+            )
+        rows.groups = table.columns[group_by]
+        if alone := [row for row, value in enumerate(rows.groups) if value is None or value == ""]:
+            faults[f"with no {group_by} (data.group_by)"] = alone
+    bad = {row for found in faults.values() for row in found}
+    for number, row in enumerate(rows.each()):
+        if number not in bad and (problem := schema.check(row)):
+            faults.setdefault(f"where {problem}", []).append(number)
+    return _without(rows, faults, table, bad_rows)
+
+
+def _clean(values: Sequence[Any], schema: RowSchema, name: str, source: str, faults: dict[str, list[int]]) -> list[Any]:
+    cleaned: list[Any] = []
+    missing: list[int] = []
+    for row, value in enumerate(values):
         try:
-            cleaned[name] = [schema.clean(name, value) for value in table.columns[source]]
+            cleaned.append(schema.clean(name, value))
         except (TypeError, ValueError) as error:
-            raise DataError(f"{table.address}, column '{source}' as {name}: {error}") from error
-    missing = {name: [row for row, value in enumerate(values) if value is None] for name, values in cleaned.items()}
-    bad = sorted({row for rows in missing.values() for row in rows})
+            faults.setdefault(f"where column '{source}' {error}", []).append(row)
+            cleaned.append(None)
+            continue
+        if cleaned[-1] is None:
+            missing.append(row)
+    if missing and name not in schema.optional:
+        faults[f"with no {name}"] = missing
+    return cleaned
+
+
+def _without(rows: Rows, faults: Mapping[str, list[int]], table: Table, bad_rows: str) -> tuple[Rows, list[str]]:
+    """Leave the faulty rows out, with a note, or refuse them all."""
+    bad = {row for found in faults.values() for row in found}
     if not bad:
-        return cleaned, []
-    reasons = ", ".join(
-        f"{len(rows):,} with no {name} ({table.locate(rows)})" for name, rows in missing.items() if rows
-    )
-    counted = f"{table.address}: {len(bad):,} of {len(table):,} rows"
-    if len(bad) == len(table):
-        raise DataError(f"{counted} can't be used: {reasons}. Is data.columns right? {_listing(table)}")
+        return rows, []
+    reasons = [f"{len(found):,} {fault} ({rows.locate(found)})" for fault, found in list(faults.items())[:_KINDS]]
+    if len(faults) > _KINDS:
+        reasons.append(f"and {len(faults) - _KINDS:,} faults more")
+    counted, said = f"{table.origin.address}: {len(bad):,} of {len(rows):,} rows", ", ".join(reasons)
+    if len(bad) == len(rows):
+        raise DataError(f"{counted} can't be used: {said}. Is data.columns right? {_listing(table)}")
     if bad_rows != "drop":
-        raise DataError(f"{counted} can't be used: {reasons}. Mend them, or set data.bad_rows=drop to leave them out.")
-    gone = set(bad)
-    kept = {name: [value for row, value in enumerate(values) if row not in gone] for name, values in cleaned.items()}
-    return kept, [f"{counted} dropped: {reasons}."]
+        raise DataError(f"{counted} can't be used: {said}. Mend them, or set data.bad_rows=drop to leave them out.")
+    return rows.take([row for row in range(len(rows)) if row not in bad]), [f"{counted} dropped: {said}."]
 
 
 def _find(table: Table, schema: RowSchema, name: str, mapping: Mapping[str, str]) -> str:
@@ -84,7 +165,7 @@ def _find(table: Table, schema: RowSchema, name: str, mapping: Mapping[str, str]
     nearest = did_you_mean(source, table.columns)
     found = nearest.split("'")[1] if nearest else "COLUMN"
     raise DataError(
-        f"{table.address} has no column '{source}' for the task's {name} ({schema.columns[name]}).{nearest} "
+        f"{table.origin.address} has no column '{source}' for the task's {name} ({schema.columns[name]}).{nearest} "
         f"{_listing(table)} Say which one it is: data.columns.{name}={found}"
     )
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterlab.addresses import HubId, expand, resolve, why_offline
-from adapterlab.data.formats import Columns, Parsed, named_classes, parse_file
+from adapterlab.data.folders import files_in
+from adapterlab.data.formats import KNOWN, Columns, Parsed, named_classes, parse_file
+from adapterlab.data.origins import File, Origin
 from adapterlab.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,29 +23,12 @@ if TYPE_CHECKING:
 class Table:
     """Rows of one or several files as columns, and where each row came from."""
 
-    address: str
     columns: Columns
-    parts: list[tuple[str, Parsed]]
+    origin: Origin
     notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return sum(part.size for _, part in self.parts)
-
-    def locate(self, rows: Sequence[int], limit: int = 5) -> str:
-        """Say where rows (counted from 0) stand: "lines 4, 17 and 3 more", and in which file of several."""
-        found: dict[str, list[str]] = {}
-        for row in rows[:limit]:
-            start = 0
-            for name, part in self.parts:
-                if row < start + part.size:
-                    where = f"{name} {part.unit}" if len(self.parts) > 1 else part.unit
-                    found.setdefault(where, []).append(str(part.places[row - start]))
-                    break
-                start += part.size
-        said = ", ".join(
-            f"{where}{'s' if len(places) > 1 else ''} {', '.join(places)}" for where, places in found.items()
-        )
-        return f"{said} and {len(rows) - limit:,} more" if len(rows) > limit else said
+        return len(self.origin)
 
 
 def load_table(
@@ -53,12 +38,12 @@ def load_table(
     drop_ragged: bool = False,
     split: str = "train",
 ) -> Table:
-    """Read what an address, a glob or a list of addresses names, one below the other.
+    """Read what an address, a glob, a folder or a list of addresses names, one below the other.
 
     Args:
         address: see `adapterlab.addresses`.
         encoding: of text files; None detects it, and a note says what was found if it isn't UTF-8.
-        drop_ragged: leave out a CSV's or TSV's rows with too many or too few fields, instead of refusing the file.
+        drop_ragged: leave out rows that can't be parsed, instead of refusing the file.
         split: of a data set on the Hub whose address names none.
 
     Raises:
@@ -66,15 +51,17 @@ def load_table(
     """
     addresses = [address] if isinstance(address, str) else list(address)
     parts: list[tuple[str, Parsed]] = []
+    notes: list[str] = []
     for one in addresses:
         found = resolve(one, "data")
         if isinstance(found, HubId):
             parts.append((str(found), _from_hub(found, split)))
         else:
-            files = expand(found)
+            files, skipped = files_of(found, KNOWN)
+            notes += skipped
             parts += [(file.name, parse_file(file, encoding, drop_ragged=drop_ragged)) for file in files]
     if not parts:
-        raise DataError("no data address given; give a file, a glob, hub:ID or package:NAME/PATH")
+        raise DataError("no data address given; give a file, a folder, a glob, hub:ID or package:NAME/PATH")
     first_name, first = parts[0]
     for name, part in parts[1:]:
         if missing := sorted(set(first.columns) ^ set(part.columns)):
@@ -84,11 +71,21 @@ def load_table(
             )
     columns = {column: [value for _, part in parts for value in part.columns[column]] for column in first.columns}
     label = addresses[0] if len(addresses) == 1 else f"{addresses[0]} and {len(addresses) - 1} more"
-    return Table(label, columns, parts, [note for _, part in parts for note in part.notes])
+    origin = Origin(label, [File(name, part.places, part.unit, part.digest) for name, part in parts])
+    return Table(columns, origin, notes + [note for _, part in parts for note in part.notes])
+
+
+def files_of(path: Path, known: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Return the files that a resolved path stands for (itself, a glob's or a folder's), and notes on those skipped.
+
+    Raises:
+        DataError: a folder holds no data file, or several kinds.
+    """
+    return files_in(path, known) if path.is_dir() else (expand(path), [])
 
 
 def read_table(address: str | Sequence[str], *, encoding: str | None = None) -> Dataset:
-    """Read csv, tsv, jsonl, json, parquet, txt (its column is `text`), globs, hub:ID[:SPLIT] into a data set.
+    """Read files of any format, globs, folders and hub:ID[:SPLIT] into a data set (a txt's column is `text`).
 
     Raises:
         DataError: see `load_table`.
@@ -148,6 +145,6 @@ def _from_hub(hub_id: HubId, split: str) -> Parsed:
 def _unavailable(hub_id: HubId, reason: str) -> str:
     return (
         f"data set 'hub:{hub_id}' can't be loaded: {reason}\n"
-        "Give a file (csv, tsv, jsonl, json, parquet, txt) or package:NAME/PATH, "
+        "Give a file (csv, tsv, jsonl, json, parquet, txt, conll) or package:NAME/PATH, "
         "or hub:ID:SPLIT with a split that the data set has."
     )

@@ -1,25 +1,15 @@
-"""Splits: seeded and stratified, with no text on two sides, and the same on every machine."""
+"""Splits: seeded, stratified, in groups, with no text on two sides, and the same on every machine."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from adapterlab.data.formats import Columns
+from adapterlab.data.columns import Rows
 from adapterlab.errors import DataError
-
-
-def take(columns: Columns, rows: Sequence[int]) -> Columns:
-    """Return the given rows of all columns."""
-    return {name: [values[row] for row in rows] for name, values in columns.items()}
-
-
-def size(columns: Columns) -> int:
-    """Return the number of rows."""
-    return len(next(iter(columns.values()), []))
 
 
 def draw(strata: Sequence[Any] | None, rows: Sequence[int], count: int, seed: int) -> tuple[list[int], list[int]]:
@@ -55,53 +45,99 @@ def draw(strata: Sequence[Any] | None, rows: Sequence[int], count: int, seed: in
     return [row for row in rows if row not in taken], sorted(drawn)
 
 
-def drop_duplicates(columns: Columns, inputs: Sequence[str], strata: str | None) -> tuple[Columns, str | None]:
-    """Keep the first of the rows that are equal in `inputs`; say how many went, and how many disagreed."""
+def draw_groups(
+    groups: Sequence[Any], strata: Sequence[Any] | None, rows: Sequence[int], count: int, seed: int
+) -> tuple[list[int], list[int]]:
+    """Draw whole groups at random, about `count` rows, each stratum as nearly in proportion as groups allow.
+
+    A group is taken if that brings the strata nearer to their shares, and if no stratum vanishes from what is left.
+
+    Args:
+        groups: the group of every row of the table.
+        strata: the stratum of every row of the table; None for a plain draw.
+        rows: the rows to draw from.
+        count: how many to draw.
+        seed: as in `draw`.
+
+    Returns:
+        the rows left and the rows drawn, both in the table's order.
+    """
+    members: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        members[str(groups[row])].append(row)
+    kinds = [None if strata is None else strata[row] for row in rows]
+    place = {kind: number for number, kind in enumerate(sorted(set(kinds), key=str))}
+    left = np.bincount([place[kind] for kind in kinds], minlength=len(place)).astype(float)
+    wanted = left * count / max(len(rows), 1)
+    keys = sorted(members)
+    drawn: list[int] = []
+    for number in np.random.RandomState(seed).permutation(len(keys)):
+        group = members[keys[number]]
+        holds = np.bincount([place[None if strata is None else strata[row]] for row in group], minlength=len(place))
+        nearer = np.square(wanted - holds).sum() < np.square(wanted).sum()
+        if nearer and not ((left - holds <= 0) & (holds > 0)).any():
+            wanted, left = wanted - holds, left - holds
+            drawn += group
+    taken = set(drawn)
+    return [row for row in rows if row not in taken], sorted(drawn)
+
+
+def drop_duplicates(rows: Rows, inputs: Sequence[str], strata: str | None, where: str) -> tuple[Rows, list[str]]:
+    """Keep the first of the rows that are equal in `inputs`; note how many went, and how many disagreed."""
     seen: dict[Any, int] = {}
     kept: list[int] = []
     disagree = 0
-    for row, key in enumerate(keys(columns, inputs)):
+    for row, key in enumerate(keys(rows, inputs)):
         first = seen.setdefault(key, row)
         if first == row:
             kept.append(row)
-        elif strata is not None and columns[strata][first] != columns[strata][row]:
+        elif strata is not None and rows.columns[strata][first] != rows.columns[strata][row]:
             disagree += 1
-    gone = size(columns) - len(kept)
+    gone = len(rows) - len(kept)
     if not gone:
-        return columns, None
+        return rows, []
     what = " and ".join(inputs)
-    note = f"{gone:,} rows that repeat another row's {what} dropped before splitting"
+    note = f"{gone:,} rows that repeat another row's {what} dropped {where}"
     if disagree:
         note += f" ({disagree:,} of them under another {strata} than the one kept)"
-    return take(columns, kept), f"{note}."
+    return rows.take(kept), [f"{note}."]
 
 
-def keys(columns: Columns, inputs: Sequence[str]) -> list[Any]:
+def keys(rows: Rows, inputs: Sequence[str]) -> list[Any]:
     """Return for each row what tells it from others."""
     return [
         tuple(value.strip() if isinstance(value, str) else repr(value) for value in row)
-        for row in zip(*(columns[name] for name in inputs), strict=True)
+        for row in zip(*(rows.columns[name] for name in inputs if name in rows.columns), strict=True)
     ]
 
 
-def split_off(
-    columns: Columns, shares: dict[str, float], strata: str | None, seed: int
-) -> tuple[Columns, dict[str, Columns]]:
-    """Take the shares (of all rows) out of the table; the rest is train.
+def split_off(rows: Rows, shares: Mapping[str, float], strata: str | None, seed: int) -> tuple[Rows, dict[str, Rows]]:
+    """Take the shares (of all rows) out of the table, in whole groups if rows have them; the rest is train.
 
     Raises:
         DataError: a share comes to no row, or nothing is left to train on.
     """
-    total = size(columns)
-    rows: list[int] = list(range(total))
-    made: dict[str, Columns] = {}
+    total = len(rows)
+    left: list[int] = list(range(total))
+    kinds = rows.columns[strata] if strata else None
+    made: dict[str, Rows] = {}
     for name, share in shares.items():
         count = round(total * share)
-        rows, drawn = draw(columns[strata] if strata else None, rows, count, seed)
-        if not drawn or not rows:
+        if rows.groups is None:
+            left, drawn = draw(kinds, left, count, seed)
+        else:
+            left, drawn = draw_groups(rows.groups, kinds, left, count, seed)
+        if not drawn or not left:
             raise DataError(
-                f"data.{name}={share:g} of {total:,} rows gives {name} {len(drawn)} and train {len(rows)}. "
-                f"Use more rows, another share, or a file for data.{name}."
+                f"data.{name}={share:g} of {total:,} rows{_grouped(rows)} gives {name} {len(drawn)} and train "
+                f"{len(left)}. Use more rows, another share, or a file for data.{name}."
             )
-        made[name] = take(columns, drawn)
-    return take(columns, rows), made
+        made[name] = rows.take(drawn)
+    return rows.take(left), made
+
+
+def _grouped(rows: Rows) -> str:
+    if rows.groups is None:
+        return ""
+    sizes = Counter(map(str, rows.groups))
+    return f" in {len(sizes):,} groups, the largest of {max(sizes.values()):,} rows,"

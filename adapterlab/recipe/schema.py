@@ -34,9 +34,32 @@ def _check_share(value: Any) -> Any:
 def _check_labels(value: Any) -> Any:
     if isinstance(value, list):
         # `labels: [0, 1]` is what one writes for a column of digits; labels are compared as text.
-        value = [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in value]
+        value = [_as_label(item) for item in value]
         if all(isinstance(item, str) for item in value) and len(set(value)) < len(value):
             raise ValueError("names a label twice")
+    return value
+
+
+def _check_label_map(value: Any) -> Any:
+    """Labels are compared as text, and `0: negative` is what one writes for a column of digits."""
+    if isinstance(value, dict):
+        return {_as_label(key): _as_label(name) for key, name in value.items()}
+    return value
+
+
+def _as_label(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _check_workers(value: Any) -> Any:
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError("must be auto, or a number of processes from 1 on")
+    return value
+
+
+def _check_cache(value: Any) -> Any:
+    if not isinstance(value, bool) and not (isinstance(value, str) and value.strip()):
+        raise ValueError("must be true, false or the path of a folder")
     return value
 
 
@@ -44,6 +67,10 @@ Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[Annotated[float, Field(gt=0, lt=1)] | Text, BeforeValidator(_check_share)]
 Addresses = Annotated[Text | Annotated[list[Text], Field(min_length=1)], BeforeValidator(_check_addresses)]
 Labels = Annotated[list[Text], Field(min_length=2), BeforeValidator(_check_labels)]
+
+LabelMap = Annotated[dict[Text, Text], BeforeValidator(_check_label_map)]
+Workers = Annotated[Literal["auto"] | int, BeforeValidator(_check_workers)]
+Cache = Annotated[bool | Text, BeforeValidator(_check_cache)]
 
 
 class RunSection(Section):
@@ -96,8 +123,8 @@ class DataSection(Section):
     """Where the rows come from and how they become examples."""
 
     train: Addresses = Field(
-        description="Rows to train on: a file (csv, tsv, jsonl, parquet), a glob, hub:ID, package:NAME/PATH, "
-        "or a list of these.",
+        description="Rows to train on: a file (csv, tsv, jsonl, json, parquet, txt, conll; also .gz and .zst of them), "
+        "a folder, a glob, hub:ID, package:NAME/PATH, or a list of these.",
         examples=["data/train.csv"],
     )
     eval: Share = Field(0.1, description="Rows to evaluate on while training: an address, or a share of train.")
@@ -110,7 +137,28 @@ class DataSection(Section):
     labels: Labels | None = Field(
         None, description="The class names in the order wanted. Default: those found in train, sorted."
     )
-    max_length: int = Field(128, ge=4, description="Tokens per example; longer ones are cut.")
+    label_map: LabelMap = Field(
+        default_factory=dict,
+        description="The file's labels → the names wanted. A label that is in neither is an error.",
+        examples=["{0: negative, 1: positive}"],
+    )
+    group_by: Text | None = Field(
+        None,
+        description="A column of the file; rows with the same value in it stay together when eval and test are made.",
+    )
+    deduplicate: bool = Field(
+        False, description="Drop rows that repeat another one's inputs from given files too; made splits never do."
+    )
+    overlap: Literal["report", "drop", "refuse"] = Field(
+        "report", description="Rows of train that are also in eval or test: say so, drop them from train, or stop."
+    )
+    max_length: int = Field(128, ge=4, description="Tokens per example; what long_texts does starts here.")
+    long_texts: Literal["cut", "window", "refuse"] = Field(
+        "cut",
+        description="Texts longer than max_length: cut them and say how many, read them in overlapping windows, or "
+        "stop. Not every task can read windows.",
+    )
+    stride: int = Field(32, ge=0, description="Tokens that a window shares with the one before.")
     max_samples: int | None = Field(
         None,
         ge=2,
@@ -121,12 +169,29 @@ class DataSection(Section):
         description="Rows with an empty text or no label: refuse the file, or drop them and say how many.",
     )
     encoding: Text | None = Field(None, description="Text encoding of the files. Default: detected.")
+    streaming: bool = Field(
+        False, description="Read train piece by piece instead of into memory: for pretraining on large corpora."
+    )
+    workers: Workers = Field(
+        "auto", description="Processes that prepare rows. auto: several where there are rows enough to pay for them."
+    )
+    cache: Cache = Field(
+        True,
+        description="Keep prepared rows on disk for the next run: true (in the cache of `datasets`, if there are "
+        "rows enough), false, or a folder.",
+    )
 
     @model_validator(mode="after")
     def _something_is_left(self) -> DataSection:
         shares = [share for share in (self.eval, self.test) if isinstance(share, float)]
         if sum(shares) >= 1:
             raise ValueError(f"eval and test take {' + '.join(map(str, shares))} of train, which leaves no rows")
+        if self.group_by is not None and not shares:
+            raise ValueError("group_by says how eval and test are made of train, but both are given as files")
+        if self.long_texts == "window" and self.stride >= self.max_length - 2:
+            raise ValueError(
+                f"stride={self.stride} must be well below max_length={self.max_length}, or windows get nowhere"
+            )
         return self
 
 

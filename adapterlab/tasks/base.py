@@ -197,6 +197,10 @@ class Task(ABC):
         """Say what is wrong with a row of clean values, e.g. that a span lies outside its text; None is nothing."""
         return None
 
+    def check(self, row: Mapping[str, Any]) -> str | None:
+        """Say what is wrong with a row of clean values as a whole (a span outside the text), or return None."""
+        return None
+
     @abstractmethod
     def fit(self, splits: Splits) -> None:
         """Learn the labels and check every split against them.

@@ -36,6 +36,11 @@ class RunFolder:
         return self.path / "recipe.yaml"
 
     @property
+    def splits(self) -> Path:
+        """Which rows of which files each split has."""
+        return self.path / "splits.json"
+
+    @property
     def metrics(self) -> Path:
         """A JSON object a line: losses and metrics by step."""
         return self.path / "metrics.jsonl"
@@ -52,7 +57,7 @@ class RunFolder:
 
     def parts(self) -> list[Path]:
         """Return what of a run is there."""
-        every = (self.adapter, self.checkpoints, self.recipe, self.metrics, self.report, self.picture)
+        every = (self.adapter, self.checkpoints, self.recipe, self.splits, self.metrics, self.report, self.picture)
         return [part for part in every if part.exists()]
 
     def last_checkpoint(self) -> Path | None:

@@ -52,7 +52,7 @@ def test_recipe_runs(name, gpt2, tmp_path):
     )
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
-        "adapter", "checkpoints", "loss.png", "metrics.jsonl", "recipe.yaml", "report.md",
+        "adapter", "checkpoints", "loss.png", "metrics.jsonl", "recipe.yaml", "report.md", "splits.json",
     }  # fmt: skip
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -103,7 +103,6 @@ def test_wrong_addresses_say_what_is_wrong(tmp_path, monkeypatch):
     write(tmp_path / "adapter/adapter_config.json", "{}")
     assert "Did you mean 'train.csv'?" in message(DataError, resolve, "data/trian.csv", "data")
     assert "there is no folder 'dta'" in message(DataError, resolve, "dta/train.csv", "data")
-    assert "holds: train.csv" in message(DataError, resolve, "data", "data")
     assert "no file matches 'data/*.tsv'" in message(DataError, resolve, "data/*.tsv", "data")
     assert "Did you mean 'package'?" in message(DataError, resolve, "pakcage:x/y", "data")
     assert "written hub:org/set" in message(DataError, resolve, "org/set", "data")
