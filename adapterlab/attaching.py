@@ -252,6 +252,8 @@ def _admit(model: nn.Module, name: str) -> Guests:
 
 def _switch(model: nn.Module, guests: Guests, names: list[str]) -> None:
     """Make these adapters the active ones: in forward, in training, with their head and new tokens."""
+    if names:
+        names = list(dict.fromkeys([*(name for name, guest in guests.adapters.items() if guest.frozen), *names]))
     bringing = _agreed_on_tokens(model, names)
     for name in guests.active[-1:]:  # its labels may have been renamed in the model's config meanwhile
         if name in guests.adapters and guests.adapters[name].heads:
@@ -265,8 +267,8 @@ def _switch(model: nn.Module, guests: Guests, names: list[str]) -> None:
     token_rows.place(model, bringing)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for name in names:
-        for parameter in guests.adapters[name].trained(model).values():
+    for guest in [guests.adapters[name] for name in names if not guests.adapters[name].frozen]:
+        for parameter in guest.trained(model).values():
             parameter.requires_grad_(True)
 
 

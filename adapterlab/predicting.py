@@ -13,9 +13,11 @@ import torch
 from datasets import Dataset
 
 from adapterlab.adapter_folder import EXTRA, AdapterFiles, read
+from adapterlab.chain import lay
 from adapterlab.data import load_rows, load_splits
 from adapterlab.errors import AdapterFolderError, DataError, RunFolderError
 from adapterlab.loading import load, local_folder
+from adapterlab.new_tokens import equip
 from adapterlab.pretrained import load_backbone, load_tokenizer, quiet
 from adapterlab.recipe import load_recipe
 from adapterlab.tasks import Predictions, Task
@@ -46,7 +48,10 @@ class Predictor:
         self.model, _ = load_backbone(
             about["backbone"], self.task.auto_class, self.tokenizer, **self.task.model_kwargs()
         )
+        lay(self.model, self.tokenizer, about.get("adapters") or [])
         load(self.model, files.folder)
+        equip(self.tokenizer, self.model)
+        self.task.prepare(self.model, self.tokenizer)
         self.model.eval().to(device())
 
     def predict(self, rows: Iterable[str | Mapping[str, Any]], batch_size: int = 32) -> Iterator[dict[str, Any]]:
@@ -138,7 +143,7 @@ def evaluate(source: str | Path, data: str | None = None, batch_size: int = 64) 
     else:
         rows, _ = load_rows(data, recipe.data, predictor.task)
     predictor.task.check_labels(rows, data or "test")
-    return {**predictor.task.measure(predictor.run(rows, batch_size)), "rows": len(rows)}
+    return {**predictor.task.measure(predictor.run(rows, batch_size, name="test")), "rows": len(rows)}
 
 
 def _about(files: AdapterFiles) -> dict[str, Any]:

@@ -112,6 +112,8 @@ class Task(ABC):
     strata: ClassVar[str | None] = None  # the one whose proportions splits keep
     auto_class: ClassVar[str]  # in transformers
     extra_inputs: ClassVar[tuple[str, ...]] = ()  # columns of a batch that `forward` reads and the model doesn't take
+    documents: str | None = None  # how a txt's lines make rows; None takes each for one
+    raw_text: ClassVar[bool] = False  # whether it reads corpora: streamed, replayed, told by the token
     counts_items: ClassVar[bool] = False  # whether `forward` divides its loss by the number of items it is given
     default_metrics: ClassVar[tuple[str, ...]]
     Options: ClassVar[OptionsClass] = TaskOptions
@@ -197,10 +199,6 @@ class Task(ABC):
         """Say what is wrong with a row of clean values, e.g. that a span lies outside its text; None is nothing."""
         return None
 
-    def check(self, row: Mapping[str, Any]) -> str | None:
-        """Say what is wrong with a row of clean values as a whole (a span outside the text), or return None."""
-        return None
-
     @abstractmethod
     def fit(self, splits: Splits) -> None:
         """Learn the labels and check every split against them.
@@ -216,14 +214,26 @@ class Task(ABC):
             DataError: rows have a label that isn't known.
         """
 
+    def new_words(self, train: Any, tokenizer: Any) -> list[str]:
+        """Return words of the rows to train on that the adapter shall bring along as tokens of their own."""
+        return []
+
     def model_kwargs(self) -> dict[str, Any]:
         """Return what `from_pretrained` needs to know of the task."""
         return {}
 
+    def prepare(self, model: Any, tokenizer: Any) -> None:  # noqa: B027
+        """Look at the backbone, its adapter on it, before rows are encoded: keep what is needed to know of it.
+
+        Raises:
+            BackboneError: the task can't be done with it.
+        """
+
     @abstractmethod
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
-        """Turn rows into token ids (and labels, where there are any); `name` is the split's, for notes.
+        """Turn rows into token ids (and labels, where there are any).
 
+        `name` is the split's ("train", "eval", "test"), for notes, or "data" for rows that are to be answered.
         Columns whose names begin with "_" are the task's own notes (offsets, `_row`): no batch holds them.
         """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,17 +10,18 @@ import torch
 _PADDING = {"input_ids": 0, "document": -1, "words": -1, "labels": -100, "fill": 0}
 
 
+def padded(row: dict[str, Any], length: int, pad: int) -> dict[str, Any]:
+    """Return a row's columns, those that a batch has, at this length."""
+    padding = _PADDING | {"input_ids": pad}
+    return {name: [*row[name], *[value] * (length - len(row[name]))] for name, value in padding.items() if name in row}
+
+
 def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
     """Make a batch, each column padded to its longest."""
     longest = max(len(row["input_ids"]) for row in rows)
-    padding = _PADDING | {"input_ids": pad}
-    batch = {
-        name: torch.tensor([[*row[name], *[value] * (longest - len(row[name]))] for row in rows])
-        for name, value in padding.items()
-        if name in rows[0]
-    }
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
+    full = [padded(row, longest, pad) for row in rows]
+    batch = {name: torch.tensor([row[name] for row in full]) for name in full[0]}
+    batch["attention_mask"] = (batch["document"] >= 0).long()
     return batch
 
 
@@ -53,7 +54,9 @@ def apart(document: torch.Tensor, model: Any) -> torch.Tensor:
     return zero.where(same, torch.finfo(model.dtype).min)
 
 
-def losses_by_row(logits: torch.Tensor, labels: torch.Tensor, row: torch.Tensor, rows: int) -> tuple[Any, Any]:
+def losses_by_row(
+    logits: torch.Tensor, labels: torch.Tensor, row: torch.Tensor, rows: int, pieces: Mapping[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each row's summed cross entropy and the number of tokens in it.
 
     Args:
@@ -61,7 +64,11 @@ def losses_by_row(logits: torch.Tensor, labels: torch.Tensor, row: torch.Tensor,
         labels: (tokens,).
         row: (tokens,), which row each token is of.
         rows: how many there are.
+        pieces: tokens that count for several. So losses stay comparable with those before there were such.
     """
     each = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-    loss, count = (torch.zeros(rows, device=logits.device) for _ in range(2))
-    return loss.index_add(0, row, each), count.index_add(0, row, torch.ones_like(each))
+    counted = torch.ones_like(each)
+    for token, count in pieces.items():
+        counted = counted.masked_fill(labels == token, float(count))
+    loss, number = (torch.zeros(rows, device=logits.device) for _ in range(2))
+    return loss.index_add(0, row, each), number.index_add(0, row, counted)

@@ -58,7 +58,8 @@ class CausalLM(CorpusTask):
         ids, labels = batch["input_ids"], batch["labels"][:, 1:]
         logits = model(input_ids=ids, use_cache=False, **self.reading(model, batch)).logits[:, :-1]
         known = labels != -100
-        losses, counts = losses_by_row(logits[known], labels[known], known.nonzero()[:, 0], len(ids))
+        row = known.nonzero()[:, 0]
+        losses, counts = losses_by_row(logits[known], labels[known], row, len(ids), self.pieces_of)
         return losses.sum() / counts.sum().clamp(min=1), (losses, counts)
 
     def outputs(self, outputs: Any, batch: dict[str, Any]) -> Any:

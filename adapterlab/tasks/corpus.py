@@ -6,15 +6,18 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 from pydantic import Field
 
+from adapterlab.data.corpora import Corpus
 from adapterlab.errors import AdapterLabError, BackboneError, ConfigError, DataError
 from adapterlab.tasks.base import Evidence, Predictions, Task, TaskOptions
+from adapterlab.tasks.metrics import compute
 from adapterlab.tasks.metrics_language import GENERAL, PERPLEXITY
-from adapterlab.tasks.packing import Block, Packer, Pieces, pack
+from adapterlab.tasks.new_words import find_words
+from adapterlab.tasks.packing import Block, Pieces, pack
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from adapterlab.data import Splits
 
 _AT_ONCE = 64  # documents that are tokenised together
+_LOOKED_THROUGH = 20_000  # documents of a stream in which new words are looked for
+_SHOWN = 8  # words in a note
 _COUNTED = 2000  # training blocks that word frequencies are counted in, at most
 ANSWERS = "data"  # the name of rows that are to be answered one by one: those that no split is made of
 OF_GENERAL = "_general"  # column of encoded rows: whether they are of the general text that isn't to be forgotten
@@ -39,6 +44,12 @@ class CorpusOptions(TaskOptions):
         None,
         description="Whether the documents in a block can't see each other. Default: yes, where the model can.",
     )
+    new_words: int = Field(
+        0,
+        ge=0,
+        description="Give so many of the corpus's words, at most, a token of their own: frequent ones that the "
+        "tokenizer reads in three pieces or more. Their embeddings start from these and are trained.",
+    )
 
 
 class CorpusTask(Task):
@@ -46,22 +57,19 @@ class CorpusTask(Task):
 
     columns: ClassVar[dict[str, str]] = {"text": "a document"}
     inputs = ("text",)
-    extra_inputs = ("document",)
+    extra_inputs: ClassVar[tuple[str, ...]] = ("document", "words", "labels", "fill")
     default_metrics = (PERPLEXITY,)
-    replays = True
+    raw_text = True
     mask_function: ClassVar[str]  # which of transformers' the model must use, for documents to be kept apart
     Options = CorpusOptions
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.documents = self.options.documents
         self.apart = bool(self.options.borders)
+        self.pieces_of: dict[int, int] = {}  # of how many pieces new tokens are made: so many they count for
         self._first = 0  # a document's first position
         self._longest: int | None = None  # positions that the backbone has
-
-    @property
-    def documents(self) -> str:
-        """What a document is in a txt file."""
-        return str(self.options.documents)
 
     def clean(self, column: str, value: Any) -> str | None:
         """Texts are strings; blank ones, None and NaN are missing."""
@@ -72,15 +80,28 @@ class CorpusTask(Task):
         return value if value.strip() else None
 
     def fit(self, splits: Splits) -> None:
-        """Say how much text there is."""
+        """Say how much text there is to train on; of a stream that isn't known."""
+        if isinstance(splits.train, Corpus):
+            return
         letters = sum(map(len, splits.train["text"]))
         self.note(f"{len(splits.train):,} documents of {letters / len(splits.train):,.0f} characters to train on.")
+
+    def new_words(self, train: Any, tokenizer: Any) -> list[str]:
+        """Look for the words that the option of this name asks for; in a stream, among its first documents."""
+        if not self.options.new_words:
+            return []
+        texts = train.head(_LOOKED_THROUGH) if isinstance(train, Corpus) else train["text"]
+        found = find_words(texts, tokenizer, self.options.new_words)
+        shown = f" ({', '.join(found[:_SHOWN])}{', ...' if len(found) > _SHOWN else ''})" if found else ""
+        self.note(f"{len(found):,} new words{shown}.")
+        return found
 
     def prepare(self, model: Any, tokenizer: Any) -> None:
         """Learn how many positions this model has, and how documents are kept apart in it."""
         from adapterlab.adapters.prefix_attention import first_position, position_rows
         from adapterlab.backbones import describe
         from adapterlab.guests import guests_of
+        from adapterlab.token_rows import active_rows
 
         guests = guests_of(model)
         path = (guests.backbone if guests else describe(model)).positions()
@@ -88,6 +109,8 @@ class CorpusTask(Task):
         table = None if module is None else position_rows(module)
         self._first = 0 if table is None else first_position(module)
         self._longest = table or getattr(model.config, "max_position_embeddings", None)
+        if rows := active_rows(model):
+            self.pieces_of = {rows.tokens.ids[token]: len(pieces) for token, pieces in rows.tokens.items()}
         able = self._keeps_apart(model)
         if self.options.borders and not able:
             raise ConfigError(
@@ -123,6 +146,10 @@ class CorpusTask(Task):
                 f"data.max_length={max_length}: blocks of so many tokens are more than the backbone's {self._longest} "
                 f"positions. Set data.max_length={self._longest} or less."
             )
+        if isinstance(dataset, Corpus):
+            from adapterlab.tasks.streamed import Blocks
+
+            return cast(Any, Blocks(dataset, self, tokenizer, max_length))
         head, tail = self.frame(tokenizer)
         owners: list[int] = []
 
@@ -143,12 +170,9 @@ class CorpusTask(Task):
         if name == ANSWERS:
             return encoded.add_column("_row", owners)
         tokens = sum(len(row["input_ids"]) for row in rows)
-        self.note(f"{name}: {tokens:,} tokens in {len(rows):,} blocks of {max_length} at most.")
+        if name == "train":
+            self.note(f"train: {tokens:,} tokens in {len(rows):,} blocks of up to {max_length}.")
         return encoded
-
-    def packer(self, tokenizer: Any, max_length: int) -> Packer:
-        """Return what packs documents as `encode` does, one at a time."""
-        return Packer(max_length, *self.frame(tokenizer))
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Pad to the longest block of a batch."""
@@ -180,9 +204,9 @@ class CorpusTask(Task):
         general = np.zeros(len(loss), dtype=bool)
         if OF_GENERAL in seen.encoded.column_names:
             general = np.asarray(seen.encoded[OF_GENERAL], dtype=bool)
-        measured = self.score(loss[~general], count[~general])
-        if general.any() and PERPLEXITY in measured:
-            measured[GENERAL] = self.score(loss[general], count[general])[PERPLEXITY]
+        measured = compute([PERPLEXITY], loss[~general], count[~general])
+        if general.any():
+            measured[GENERAL] = compute([PERPLEXITY], loss[general], count[general])[PERPLEXITY]
         return measured
 
     def baselines(self, evidence: Evidence) -> dict[str, dict[str, float]]:
@@ -193,7 +217,7 @@ class CorpusTask(Task):
 
     def _frequencies(self, evidence: Evidence) -> dict[str, float]:
         rows = evidence.encoded(evidence.split)
-        if "labels" not in rows.column_names or not hasattr(evidence.splits.train, "column_names"):
+        if "labels" not in rows.column_names or isinstance(evidence.splits.train, Corpus):
             return {}
         train = evidence.encoded("train", _COUNTED)
         counts = np.bincount(np.concatenate([np.asarray(ids) for ids in train["input_ids"]])) + 1.0

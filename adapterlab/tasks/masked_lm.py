@@ -32,9 +32,8 @@ class MaskedLM(CorpusTask):
 
     summary = "raw text, for BERT and its kin: masked words are found (continued pretraining)"
     auto_class = "AutoModelForMaskedLM"
-    extra_inputs = ("document", "words", "labels", "fill")
     mask_function = "create_bidirectional_mask"
-    Options: ClassVar[type[MaskedOptions]] = MaskedOptions  # type: ignore[misc]
+    Options: ClassVar[type[MaskedOptions]] = MaskedOptions
 
     def prepare(self, model: Any, tokenizer: Any) -> None:
         """Refuse a tokenizer that has no mask token."""
@@ -44,13 +43,10 @@ class MaskedLM(CorpusTask):
                 "model learns from raw text with task.type=causal_lm; for a BERT-type one take the tokenizer that it "
                 "was pretrained with."
             )
-        import torch
-
         super().prepare(model, tokenizer)
-        special = set(tokenizer.all_special_ids)
         self._tokenizer = tokenizer
         self._mask_id = int(tokenizer.mask_token_id)
-        self._others = torch.tensor([index for index in range(len(tokenizer)) if index not in special])
+        self._others = _ordinary(tokenizer)
         if self.options.whole_words and not tokenizer.is_fast:
             self.note("This tokenizer can't say which pieces make a word: each is masked by itself.")
 
@@ -82,11 +78,14 @@ class MaskedLM(CorpusTask):
         """Blocks to train on are masked when they are read, all others here, with a seed of their own."""
         import torch
 
-        generator = torch.Generator().manual_seed(0)
+        generator, others = torch.Generator().manual_seed(0), _ordinary(tokenizer)
         for block in blocks:
             row: dict[str, Any] = {"input_ids": block.input_ids, "document": block.document, "words": block.words}
             if name != "train":
-                ids, labels = self._masked(torch.tensor([block.input_ids]), torch.tensor([block.words]), generator)
+                block_ids, words = (torch.tensor([column]) for column in (block.input_ids, block.words))
+                ids, labels = self._masked(block_ids, words, others, generator)
+                while name == ANSWERS and (labels == -100).all() and (words >= 0).any():  # a short text's few words
+                    ids, labels = self._masked(block_ids, words, others, generator)
                 row |= {"input_ids": ids[0].tolist(), "labels": labels[0].tolist()}
             if name == ANSWERS:
                 row["fill"] = [int(index == self._mask_id) for index in block.input_ids]
@@ -95,12 +94,12 @@ class MaskedLM(CorpusTask):
             yield row
 
     def _masked(
-        self, ids: torch.Tensor, words: torch.Tensor, generator: torch.Generator | None = None
+        self, ids: torch.Tensor, words: torch.Tensor, others: Any, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         from adapterlab.tasks.masking import mask
 
         share = self.options.mask_share
-        return mask(ids, words, share=share, mask_id=self._mask_id, others=self._others, generator=generator)
+        return mask(ids, words, share=share, mask_id=self._mask_id, others=others, generator=generator)
 
     def reading(self, model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Where documents are kept apart, each is read as if it stood alone: positions begin anew."""
@@ -120,7 +119,7 @@ class MaskedLM(CorpusTask):
 
         ids, labels, fill = batch["input_ids"], batch.get("labels"), batch.get("fill")
         if labels is None:
-            ids, labels = self._masked(ids, batch["words"])
+            ids, labels = self._masked(ids, batch["words"], self._others)
         looked_at = labels != -100 if fill is None else (labels != -100) | (fill == 1)
         inner = extract_model_from_parallel(model)
         hook = inner.base_model.register_forward_hook(Pick(looked_at))
@@ -131,7 +130,7 @@ class MaskedLM(CorpusTask):
         logits, rows = outputs.logits[0], looked_at.nonzero()[:, 0]
         true = labels[looked_at]
         known = true != -100
-        losses, counts = losses_by_row(logits[known], true[known], rows[known], len(ids))
+        losses, counts = losses_by_row(logits[known], true[known], rows[known], len(ids), self.pieces_of)
         told = {"losses": losses, "counts": counts}
         if fill is not None:
             told |= offers(logits, rows, fill[looked_at] == 1, len(ids))
@@ -162,3 +161,9 @@ class MaskedLM(CorpusTask):
             for token, score in zip(tokens, scores, strict=True)
             if score >= 0
         ]
+
+
+def _ordinary(tokenizer: Any) -> list[int]:
+    """Return the ids of all tokens that aren't special."""
+    special = set(tokenizer.all_special_ids)
+    return [index for index in range(len(tokenizer)) if index not in special]

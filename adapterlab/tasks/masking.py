@@ -34,7 +34,7 @@ def mask(
     *,
     share: float,
     mask_id: int,
-    others: Sequence[int] | torch.Tensor,
+    others: Sequence[int],
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hide a share of the words: 80 % of their tokens behind the mask, 10 % behind another token, 10 % not at all.
@@ -55,7 +55,7 @@ def mask(
     count = int(words.max()) + 1 if words.numel() else 0
     hidden = torch.rand((shape[0], max(count, 1)), generator=generator) < share
     fate = torch.rand(shape, generator=generator)
-    pool = torch.as_tensor(others)
+    pool = torch.tensor(others)
     drawn = pool[torch.randint(len(pool), shape, generator=generator)].to(ids.device)
     chosen = hidden.to(ids.device).gather(1, words.clamp(min=0)) & (words >= 0)
     fate = fate.to(ids.device)
