@@ -120,9 +120,9 @@ def _prepare(recipe: Recipe, console: Console) -> _Prepared:
     task = Task.from_recipe(recipe.task, recipe.data)
     number_format, why = precision.choose(recipe.optim.precision)
     with console.status("reading the data"):
+        general = General(recipe, task) if recipe.data.replay else None
         splits = load_splits(recipe.data, task, recipe.run.seed)
         task.fit(splits)
-        general = General(recipe, task) if recipe.data.replay else None
     transformers.set_seed(recipe.run.seed)
     with console.status(f"loading {recipe.model.name}"):
         tokenizer = load_tokenizer(recipe.model.name)

@@ -109,5 +109,11 @@ def _unreadable(address: str, what: str, error: Exception) -> BackboneError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(found, HubId):
         return unavailable(found, reason)
+    if reason.startswith("Unrecognized configuration class"):
+        config = transformers.AutoConfig.from_pretrained(found)
+        return BackboneError(
+            f"'{address}' is a {config.model_type}, and transformers has no such model for this task. BERT-type "
+            "backbones learn from raw text with task.type=masked_lm, GPT-type ones with task.type=causal_lm."
+        )
     there = ", ".join(sorted(entry.name for entry in Path(found).iterdir())[:10])
     return BackboneError(f"the {what} in '{address}' can't be loaded: {reason}\nThe folder holds: {there}.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from adapterlab.errors import BackboneError
 from adapterlab.tasks.base import Predictions, register_task
 from adapterlab.tasks.corpus import CorpusTask
 from adapterlab.tasks.metrics_language import perplexity
@@ -18,6 +20,17 @@ class CausalLM(CorpusTask):
     summary = "raw text, for GPT and its kin: the next token is found (continued pretraining)"
     auto_class = "AutoModelForCausalLM"
     mask_function = "create_causal_mask"
+
+    def prepare(self, model: Any, tokenizer: Any) -> None:
+        """Refuse an encoder: its tokens see those that they have to find."""
+        if getattr(model.config, "is_decoder", True) is False and hasattr(
+            sys.modules[type(model.base_model).__module__], "create_bidirectional_mask"
+        ):
+            raise BackboneError(
+                f"this {type(model).__name__} is of BERT's kind: each token sees the next ones, so there is nothing to "
+                "find. Use task.type=masked_lm."
+            )
+        super().prepare(model, tokenizer)
 
     def frame(self, tokenizer: Any) -> tuple[list[int], list[int]]:
         """Nothing: what begins and ends a document is part of it, and a document may go on in the next block."""
@@ -43,20 +56,21 @@ class CausalLM(CorpusTask):
     def reading(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Where documents are kept apart, positions begin anew: transformers makes the mask from them.
 
-        There is no mask for padding, which stands at the end, where nothing that counts can see it.
+        There is no mask for padding, which stands at the end, where nothing that counts can see it, and no cache:
+        with either, transformers wouldn't look for documents in the positions.
         """
         if not self.apart:
-            return super().reading(model, batch)
+            return {**super().reading(model, batch), "use_cache": False}
         from adapterlab.tasks.blocks import positions
 
-        return {"position_ids": positions(batch["document"])}
+        return {"position_ids": positions(batch["document"]), "use_cache": False}
 
     def forward(self, model: Any, batch: dict[str, Any], items: Any = None) -> tuple[Any, Any]:
         """Return the loss of the next tokens."""
         from adapterlab.tasks.blocks import losses_by_row
 
         ids, labels = batch["input_ids"], batch["labels"][:, 1:]
-        logits = model(input_ids=ids, use_cache=False, **self.reading(model, batch)).logits[:, :-1]
+        logits = model(input_ids=ids, **self.reading(model, batch)).logits[:, :-1]
         known = labels != -100
         row = known.nonzero()[:, 0]
         losses, counts = losses_by_row(logits[known], labels[known], row, len(ids), self.pieces_of)

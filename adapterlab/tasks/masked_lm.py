@@ -66,7 +66,7 @@ class MaskedLM(CorpusTask):
         from adapterlab.tasks.masking import words_of
 
         encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
-        kept = [tokenizer.mask_token_id]
+        kept = set(tokenizer.all_special_ids)  # a text may hold some: nobody shall guess [UNK]
         found = []
         for number, (text, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
             whole = self.options.whole_words and encoded.encodings

@@ -170,7 +170,7 @@ def test_a_downstream_run_starts_from_the_domain_adapter(method, kept, place, tm
     import transformers
 
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(place.models["bert"], num_labels=2)
-    with pytest.raises(adapterlab.AdapterLabError, match="was trained (on|beside)"):
+    with pytest.raises(adapterlab.AdapterLabError, match=r"was trained (on|beside)"):
         adapterlab.load(plain, tmp_path / "task")
 
     weights = tmp_path / "domain" / WEIGHTS
