@@ -27,7 +27,8 @@ def pieces(tokenizer: Any, tokens: Sequence[str], *, special: bool = False) -> N
         tokenizer: any of transformers', slow or fast; it has the tokens afterwards.
         tokens: different ones that it doesn't have.
         special: markers, found anywhere and as they are written, and left out by `decode(skip_special_tokens=True)`;
-            else words, found as whole words, and lower-cased where the tokenizer lower-cases.
+            else words, found as whole words, and in lower case where the tokenizer knows no other.
+            (Slow tokenizers find them in texts only as they are written here.)
 
     Raises:
         ConfigError: no tokens, or some that are empty, there twice or there already. The tokenizer is as it was.
@@ -35,6 +36,8 @@ def pieces(tokenizer: Any, tokens: Sequence[str], *, special: bool = False) -> N
     wanted = list(tokens) if isinstance(tokens, list | tuple) else []
     if not wanted or not all(isinstance(token, str) for token in wanted):
         raise ConfigError(f"tokens: a list of strings is needed, and {tokens!r} was given, e.g. ['<e1>', '</e1>'].")
+    if not special and getattr(tokenizer, "do_lower_case", False):
+        wanted = [token.lower() for token in wanted]  # slow ones do it themselves, and then know no other spelling
     known = tokenizer.get_vocab()
     problems = [
         f"token '{token}' {why}."

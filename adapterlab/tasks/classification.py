@@ -11,7 +11,7 @@ import numpy as np
 
 from adapterlab.data.sources import bars_only_on_terminal
 from adapterlab.errors import AdapterLabError, DataError, did_you_mean
-from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, register_task
+from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, register_task, spread_evenly
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -131,6 +131,10 @@ class Classification(Task):
             share = f"{cut / len(dataset):.1%}" if cut / len(dataset) >= 0.001 else "less than 0.1%"
             self.note(f"{name}: {share} of {len(dataset):,} texts cut to {limit} tokens (data.max_length).")
         return encoded
+
+    def spread(self, outputs: Any, batch: dict[str, Any], items: Any = None) -> Any:
+        """See `Task.spread`."""
+        return spread_evenly(outputs.logits)
 
     def measure(self, seen: Predictions) -> dict[str, float]:
         """Compute the task's metrics; a model that gives NaN is told apart from a bad one."""
