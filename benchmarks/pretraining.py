@@ -65,7 +65,7 @@ def write(path: Path, rows: list[dict]) -> str:
 
 def texts(folder: Path, rated: Path) -> dict[str, str]:
     """Write the corpora; return their paths by name."""
-    topics = [text for _, text in sorted(pydoc_data.topics.topics.items())]
+    topics = list(dict.fromkeys(text for _, text in sorted(pydoc_data.topics.topics.items())))  # some are there twice
     lines = (rated / "nytEditorialSnippets_GroundTruth.txt").read_text("utf-8", errors="replace").splitlines()
     news = [line.split("\t")[2] for line in lines]
     train, test = read(rated, "movies")
@@ -83,7 +83,7 @@ def pretrain(recipe: str, model: str, data: dict[str, str], run: Path, steps: in
     result = adapterlab.run(
         recipe, f"model.name={model}", f"data.train={data['domain']}", f"data.eval={data['held_out']}",
         f"data.replay={{train: {data['news']}, share: 0.1, eval: 0.1}}", "data.max_length=256",
-        f"optim.max_steps={steps}", f"eval.every={max(steps // 4, 1)}", "eval.patience=null", f"run.dir={run}", *more,
+        f"optim.max_steps={steps}", f"eval.every={max(steps // 2, 1)}", "eval.patience=null", f"run.dir={run}", *more,
         replace=True,
     )  # fmt: skip
     before = result.baselines["untouched backbone"]
