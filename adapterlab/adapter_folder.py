@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +24,7 @@ CONFIG, WEIGHTS, EXTRA = "adapter_config.json", "adapter_model.safetensors", "ad
 FORMAT = 1  # of adapterlab.json
 BARE = ("prompt_embeddings",)  # keys that peft writes without a prefix
 
+_PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
@@ -59,6 +60,19 @@ class AdapterFiles:
             return {int(index): str(label) for index, label in self.extra.get("labels", {}).items()}
         except (AttributeError, TypeError, ValueError):
             raise AdapterFolderError(f"{self.folder / EXTRA}: labels must map numbers to names.") from None
+
+    @property
+    def problem_type(self) -> str | None:
+        """What the labels are to transformers: its loss, and what its pipelines make of logits.
+
+        Raises:
+            AdapterFolderError: transformers has no such problem type.
+        """
+        given = self.extra.get("problem_type")
+        if given not in (None, *_PROBLEM_TYPES):
+            known = ", ".join(_PROBLEM_TYPES)
+            raise AdapterFolderError(f"{self.folder / EXTRA}: problem_type is {given!r}, and must be one of {known}.")
+        return given
 
 
 def save(model: nn.Module, folder: str | Path, name: str | None = None) -> Path:
@@ -165,7 +179,9 @@ def _peft_fields(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, An
 
 
 def _extra(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, Any]:
-    labels = labels_of(model) if guest.heads and guest.name in guests.active else guest.labels
+    active, config = guest.name in guests.active, cast(Any, model.config)
+    labels = labels_of(model) if guest.heads and active else guest.labels
+    problem_type = getattr(config, "problem_type", None) if active else guest.problem_type
     return {
         "format": FORMAT,
         "adapterlab": __version__,
@@ -175,6 +191,7 @@ def _extra(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, Any]:
         "fingerprint": guests.fingerprint,
         "heads": sorted(guest.heads),
         "labels": {str(index): label for index, label in labels.items()} if guest.heads else {},
+        "problem_type": problem_type if guest.heads else None,
         **token_files.to_json(model, guest.name),
         **guest.about,
     }

@@ -246,6 +246,9 @@ def _fill(model: nn.Module, method: Method, files: AdapterFiles, name: str) -> N
     guest.about = {
         key: files.extra[key] for key in ("backbone", "task", "max_length", "adapters") if key in files.extra
     }
+    if guest.heads and files.problem_type is not None:
+        config: Any = model.config
+        guest.problem_type = config.problem_type = files.problem_type
     if guest.heads and are_named(files.labels):
         guest.labels = files.labels
         set_labels(model, files.labels)

@@ -219,6 +219,10 @@ def _train_and_report(
     told = len(task.notes)
     if task.raw_text:
         task.note(pace.said())
+    task.settle(
+        lambda: Predictions(trainer.outputs(prepared.rows["eval"]), prepared.rows["eval"], prepared.splits.eval)
+    )
+    need_guests(model).adapters["default"].about["task"] = task.state()
     split = "test" if "test" in prepared.rows else "eval"
     seen = Predictions(trainer.outputs(prepared.rows[split]), prepared.rows[split], prepared.splits.named[split])
     if trainer.is_world_process_zero():

@@ -156,8 +156,8 @@ def _from_file(run: str, file: str, column: str | None) -> list[str] | list[dict
         column = "text"
     mapping = state.get("columns") or {}
     wanted = {name: mapping.get(name, name) for name in task.inputs}
+    needed = [name for name in task.inputs if name not in task.optional]
     if column is not None:
-        needed = [name for name in task.inputs if name not in task.optional]
         if len(needed) != 1:
             raise ConfigError(f"--column names one column, and a {task.type} task reads {' and '.join(needed)}.")
         wanted = {needed[0]: column}
@@ -165,7 +165,7 @@ def _from_file(run: str, file: str, column: str | None) -> list[str] | list[dict
         if source in rows.column_names:
             continue
         if name not in task.optional:
-            fix = "Name it with --column." if column is None and len(task.inputs) == 1 else ""
+            fix = "Name it with --column." if column is None and len(needed) == 1 else ""
             raise DataError(f"{file}: {unknown_name('column', source, rows.column_names, fix)}")
         del wanted[name]
     if list(wanted) == ["text"]:

@@ -44,6 +44,8 @@ class RowSchema(Protocol):
     def clean(self, column: str, value: Any) -> Any:
         """Return the value as the task uses it, or None where it is missing or empty.
 
+        Where `data.columns` names several of the file's columns for it, the value is a dict of theirs.
+
         Raises:
             ValueError: the value is of a kind that can't be used; the message goes on from "row 3, column 'x': ".
         """
@@ -87,7 +89,7 @@ class Rows:
 def map_columns(
     table: Table,
     schema: RowSchema,
-    mapping: Mapping[str, str],
+    mapping: Mapping[str, str | list[str]],
     *,
     bad_rows: str = "refuse",
     needed: Sequence[str] | None = None,
@@ -98,7 +100,7 @@ def map_columns(
     Args:
         table: what was read.
         schema: the task.
-        mapping: the task's column → the table's, where the names differ.
+        mapping: the task's column → the table's (or several of them), where the names differ.
         bad_rows: "refuse" raises on a row with a missing or unusable value, "drop" leaves it out.
         needed: the task's columns to take; None takes all.
         group_by: the table's column that says which rows belong together.
@@ -114,8 +116,13 @@ def map_columns(
     for name in schema.columns if needed is None else needed:
         if name in schema.optional and name not in mapping and name not in table.columns:
             continue
-        source = _find(table, schema, name, mapping)
-        cleaned[name] = _clean(table.columns[source], schema, name, source, faults)
+        source = mapping.get(name, name)
+        if isinstance(source, str):
+            cleaned[name] = _clean(_find(table, schema, name, source), schema, name, f"column '{source}' ", faults)
+        else:
+            found = [_find(table, schema, name, one) for one in source]
+            rows_of = [dict(zip(source, values, strict=True)) for values in zip(*found, strict=True)]
+            cleaned[name] = _clean(rows_of, schema, name, "column ", faults)
     rows = Rows(cleaned, range(len(table)), table.origin)
     if group_by is not None:
         if group_by not in table.columns:
@@ -133,14 +140,14 @@ def map_columns(
     return _without(rows, faults, table, bad_rows)
 
 
-def _clean(values: Sequence[Any], schema: RowSchema, name: str, source: str, faults: dict[str, list[int]]) -> list[Any]:
+def _clean(values: Sequence[Any], schema: RowSchema, name: str, where: str, faults: dict[str, list[int]]) -> list[Any]:
     cleaned: list[Any] = []
     missing: list[int] = []
     for row, value in enumerate(values):
         try:
             cleaned.append(schema.clean(name, value))
         except (TypeError, ValueError) as error:
-            faults.setdefault(f"where column '{source}' {error}", []).append(row)
+            faults.setdefault(f"where {where}{error}", []).append(row)
             cleaned.append(None)
             continue
         if cleaned[-1] is None:
@@ -166,10 +173,9 @@ def _without(rows: Rows, faults: Mapping[str, list[int]], table: Table, bad_rows
     return rows.take([row for row in range(len(rows)) if row not in bad]), [f"{counted} dropped: {said}."]
 
 
-def _find(table: Table, schema: RowSchema, name: str, mapping: Mapping[str, str]) -> str:
-    source = mapping.get(name, name)
+def _find(table: Table, schema: RowSchema, name: str, source: str) -> Sequence[Any]:
     if source in table.columns:
-        return source
+        return table.columns[source]
     nearest = did_you_mean(source, table.columns)
     found = nearest.split("'")[1] if nearest else "COLUMN"
     raise DataError(

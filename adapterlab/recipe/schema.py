@@ -23,6 +23,13 @@ def _check_addresses(value: Any) -> Any:
     return value
 
 
+def _check_column(value: Any) -> Any:
+    items = value if isinstance(value, list) else [value]
+    if not items or not all(isinstance(item, str) and item for item in items):
+        raise ValueError("must be the name of a column of the file, or a list of names")
+    return value
+
+
 def _check_share(value: Any) -> Any:
     if isinstance(value, str) and value.strip():
         return value
@@ -66,6 +73,7 @@ def _check_cache(value: Any) -> Any:
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[Annotated[float, Field(gt=0, lt=1)] | Text, BeforeValidator(_check_share)]
 Addresses = Annotated[Text | Annotated[list[Text], Field(min_length=1)], BeforeValidator(_check_addresses)]
+Column = Annotated[Text | Annotated[list[Text], Field(min_length=1)], BeforeValidator(_check_column)]
 Labels = Annotated[list[Text], Field(min_length=2), BeforeValidator(_check_labels)]
 
 LabelMap = Annotated[dict[Text, Text], BeforeValidator(_check_label_map)]
@@ -151,8 +159,10 @@ class DataSection(Section):
     test: Share | None = Field(
         None, description="Rows for the final table: an address or a share of train. Default: the eval rows."
     )
-    columns: dict[str, Text] = Field(
-        default_factory=dict, description="The task's inputs → the file's columns, where the names differ."
+    columns: dict[str, Column] = Field(
+        default_factory=dict,
+        description="The task's inputs → the file's columns, where the names differ. Of multilabel, "
+        "the label may be a list of 0/1 columns.",
     )
     labels: Labels | None = Field(
         None, description="The class names in the order wanted. Default: those found in train, sorted."

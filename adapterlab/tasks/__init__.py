@@ -9,6 +9,8 @@ from adapterlab.tasks.causal_corpus import CausalLM
 from adapterlab.tasks.classification import Classification
 from adapterlab.tasks.masked_lm import MaskedLM
 from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
+from adapterlab.tasks.multilabel import Multilabel
+from adapterlab.tasks.regression import Regression
 
 __all__ = [
     "METRICS",
@@ -18,7 +20,9 @@ __all__ = [
     "Evidence",
     "MaskedLM",
     "MetricSpec",
+    "Multilabel",
     "Predictions",
+    "Regression",
     "ReportTable",
     "Task",
     "TaskOptions",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from adapterlab.data.preparing import Preparation
 from adapterlab.errors import ConfigError, did_you_mean, unknown_name
 from adapterlab.registry import Registry
 from adapterlab.tasks.metrics import METRICS, compute
@@ -42,9 +44,17 @@ class DataSettings(Protocol):
     """What is read of a recipe's `data` section."""
 
     @property
-    def columns(self) -> Mapping[str, str]: ...
+    def columns(self) -> Mapping[str, str | list[str]]: ...
     @property
     def labels(self) -> Sequence[str] | None: ...
+    @property
+    def workers(self) -> int | Literal["auto"]: ...
+    @property
+    def cache(self) -> bool | str: ...
+    @property
+    def long_texts(self) -> str: ...
+    @property
+    def stride(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ class Task(ABC):
 
     Args:
         metrics: names in `METRICS`; None takes the task's default.
-        column_names: the task's column → the file's, where the names differ.
+        column_names: the task's column → the file's (or several of them), where the names differ.
         labels: the class names in the order wanted; None sorts those found.
         options: the task's own options.
 
@@ -116,13 +126,14 @@ class Task(ABC):
     raw_text: ClassVar[bool] = False  # whether it reads corpora: streamed, replayed, told by the token
     counts_items: ClassVar[bool] = False  # whether `forward` divides its loss by the number of items it is given
     default_metrics: ClassVar[tuple[str, ...]]
+    windows: ClassVar[bool] = False  # whether long texts can be read in windows
     Options: ClassVar[OptionsClass] = TaskOptions
 
     def __init__(
         self,
         *,
         metrics: Sequence[str] | None = None,
-        column_names: Mapping[str, str] | None = None,
+        column_names: Mapping[str, str | list[str]] | None = None,
         labels: Sequence[str] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -145,6 +156,10 @@ class Task(ABC):
         if problems:
             raise ConfigError(problems)
         self.notes: list[str] = []
+        self.learned: dict[str, Any] = {}  # what `fit` and `settle` found, beside the labels; kept with the adapter
+        self.preparation = Preparation()
+        self.cut: dict[str, int] = {}  # texts of each encoded split that lost tokens
+        self.splits: Splits | None = None  # those learned from, whose rows can be located
 
     @staticmethod
     def from_recipe(task: TaskSettings, data: DataSettings) -> Task:
@@ -153,12 +168,16 @@ class Task(ABC):
         Raises:
             ConfigError: an unknown type, metric, option or input column; all problems at once.
         """
-        return TASKS.get(task.type)(
+        made = TASKS.get(task.type)(
             metrics=task.metrics,
             column_names=data.columns,
             labels=data.labels,
             options=getattr(task, "model_extra", None),
         )
+        if data.long_texts == "window" and not made.windows:
+            raise ConfigError(f"data.long_texts: {made.type} can't read texts in windows; set it to cut or refuse")
+        made.preparation = Preparation(data.workers, data.cache, data.long_texts, data.stride)
+        return made
 
     def state(self) -> dict[str, Any]:
         """Return what rebuilds the task, labels included, as JSON can hold it."""
@@ -168,6 +187,7 @@ class Task(ABC):
             "columns": self.column_names,
             "labels": self.labels,
             "options": self.options.model_dump(mode="json"),
+            "learned": self.learned,
         }
 
     @staticmethod
@@ -185,6 +205,7 @@ class Task(ABC):
         )
         if task.labels:
             task._labels_from = "the adapter"
+        task.learned = dict(state.get("learned") or {})
         return task
 
     @abstractmethod
@@ -217,6 +238,13 @@ class Task(ABC):
     def new_words(self, train: Any, tokenizer: Any) -> list[str]:
         """Return words of the rows to train on that the adapter shall bring along as tokens of their own."""
         return []
+
+    def settle(self, seen: Callable[[], Predictions]) -> None:  # noqa: B027
+        """Learn what only the trained model tells (thresholds, say), before it is saved and measured.
+
+        Args:
+            seen: gives what the model made of the eval rows; calling it runs the model, on every process.
+        """
 
     def model_kwargs(self) -> dict[str, Any]:
         """Return what `from_pretrained` needs to know of the task."""
@@ -293,13 +321,19 @@ class Task(ABC):
         """Return what the report shows beside the metrics."""
         return []
 
-    def score(self, predictions: Any, references: Any) -> dict[str, float]:
-        """Compute the task's metrics of predictions against references."""
-        return compute(self.metrics, predictions, references)
+    def score(self, predictions: Any, references: Any, scores: Any = None) -> dict[str, float]:
+        """Compute the task's metrics of predictions (and their scores, where there are any) against references."""
+        return compute(self.metrics, predictions, references, scores)
 
     def higher_is_better(self, metric: str) -> bool:
         """Say which way is up."""
         return METRICS.get(metric).higher_is_better
+
+    def locator(self, name: str) -> Callable[[Sequence[int]], str]:
+        """Return what words where rows of a split stand: file and line, where that is known."""
+        if self.splits is not None and name in self.splits.named:
+            return functools.partial(self.splits.locate, name)
+        return lambda rows: f"rows {', '.join(str(row + 1) for row in rows[:5])}"
 
     def note(self, text: str) -> None:
         """Keep a note for the report, once."""

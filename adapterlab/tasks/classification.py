@@ -1,136 +1,84 @@
-"""Text classification: one text, one class out of several."""
+"""Classification: one text, or a pair of texts, and one class out of several."""
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from adapterlab.data.sources import bars_only_on_terminal
-from adapterlab.errors import AdapterLabError, DataError, did_you_mean
-from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, register_task, spread_evenly
+from adapterlab.errors import DataError
+from adapterlab.tasks.base import Evidence, Predictions, ReportTable, register_task, spread_evenly
+from adapterlab.tasks.labels import LabelledTask, tell
+from adapterlab.tasks.sentence import as_text, finite, fit_probe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from datasets import Dataset
 
     from adapterlab.data import Splits
 
-_MANY = 20  # from so many classes on, a class for every other row is no class
-_SHOWN = 6  # so many class names at most in a message
 _MATRIX = 12  # with more classes than this, the report lists the commonest confusions instead of the matrix
-_PROBE_ROWS = 2000  # training rows that the linear probe of the untouched backbone sees, at most
 
 
 @register_task("classification")
-class Classification(Task):
-    """Learns which of several classes a text belongs to."""
+class Classification(LabelledTask):
+    """Learns which of several classes a text, or a pair of texts, belongs to."""
 
-    summary = "one class per text"
-    columns: ClassVar[dict[str, str]] = {"text": "the text", "label": "its class"}
-    inputs = ("text",)
+    summary = "one class per text, or per pair of texts"
+    columns: ClassVar[dict[str, str]] = {
+        "text": "the text",
+        "text_pair": "the second text, of a task on pairs",
+        "label": "its class",
+    }
     strata = "label"
-    auto_class = "AutoModelForSequenceClassification"
     default_metrics = ("accuracy", "f1")
 
-    def clean(self, column: str, value: Any) -> str | None:
-        """Texts and class names are strings; blank ones, None and NaN are missing."""
-        if isinstance(value, list | dict):
-            raise ValueError(f"holds a {type(value).__name__} where classification needs one {column} per row")
-        if value is None or (isinstance(value, float) and np.isnan(value)):
-            return None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # 1.0 is what is left of the class 1 in a column with gaps
-        text = str(value)
-        if not text.strip():
-            return None
-        return text if column == "text" else text.strip()
+    def clean_label(self, value: Any) -> str | None:
+        """A class name is text without space around it."""
+        text = as_text(value, "label", self.type)
+        return text and text.strip()
 
     def fit(self, splits: Splits) -> None:
         """Take the class names from train, unless they are given; refuse labels that train never saw."""
-        counts = Counter(splits.train["label"])
-        rows = len(splits.train)
-        found = ", ".join(f"'{label}'" for label in counts)
-        if len(counts) < 2:
-            raise DataError(
-                f"train has only one class, {found}, in {rows:,} rows; classification needs two or more. "
-                "Is data.columns.label the right column?"
-            )
-        if len(counts) > max(_MANY, rows / 2):
-            raise DataError(
-                f"train has {len(counts):,} different labels in {rows:,} rows ({_some(list(counts))}): "
-                "that is no class per text. Is data.columns.label the right column?"
-            )
-        if self._labels_from == "train":
-            self.labels = sorted(counts, key=_by_number)
+        super().fit(splits)
+        counts, rows = Counter(splits.train["label"]), len(splits.train)
+        self.learn_labels(counts, rows)
         for name, split in splits.named.items():
             self.check_labels(split, name)
-        if unused := [label for label in self.labels if label not in counts]:
-            self.note(f"train has no row of {_some(unused)}: the model can't learn what nobody shows it.")
-        shown = ", ".join(f"{label} {n:,} ({n / rows:.0%})" for label, n in counts.most_common(_SHOWN))
-        more = f", and {len(counts) - _SHOWN} smaller ones" if len(counts) > _SHOWN else ""
-        self.note(f"{len(self.labels)} classes; in train: {shown}{more}.")
+        self.note(tell(self, counts, rows))
+        given = self.options.class_weights
+        if given is not None:
+            # Scaled so that the mean row weighs 1, which keeps the loss and the learning rate to their usual size.
+            raw = {label: 1 / n if given == "balanced" else given.get(label, 1.0) for label, n in counts.items()}
+            mean = sum(raw[label] * n for label, n in counts.items()) / rows
+            self.keep_weights({label: weight / mean for label, weight in raw.items()})
 
     def check_labels(self, dataset: Dataset, name: str) -> None:
-        """Refuse rows whose label the task doesn't know."""
-        self._need_labels()
-        known, source = set(self.labels), self._labels_from
-        strangers = Counter(label for label in dataset["label"] if label not in known)
-        if not strangers:
-            return
-        fix = "Add them to data.labels" if source == "data.labels" else "Mend the labels"
-        raise DataError(
-            f"{name} holds labels that {source} doesn't have: {_some(list(strangers))} "
-            f"({sum(strangers.values()):,} of {len(dataset):,} rows).{did_you_mean(next(iter(strangers)), known)} "
-            f"{source} has: {_some(self.labels)}. {fix}, or leave those rows out."
-        )
-
-    def model_kwargs(self) -> dict[str, Any]:
-        """Return the number of classes and their names, both ways."""
-        self._need_labels()
-        return {
-            "num_labels": len(self.labels),
-            "id2label": dict(enumerate(self.labels)),
-            "label2id": {label: number for number, label in enumerate(self.labels)},
-        }
-
-    def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
-        """Tokenise in memory; a note says how many texts were cut."""
-        self._need_labels()
-        limit = min(max_length, tokenizer.model_max_length)
-        if limit < max_length:
-            self.note(f"data.max_length={max_length} is more than the tokenizer's {limit} tokens; {limit} it is.")
-        numbers = {label: number for number, label in enumerate(self.labels)}
-        cut = 0
-
-        def tokenise(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            nonlocal cut
-            encoded = tokenizer(batch["text"], truncation=True, max_length=limit)
-            if encoded.encodings:  # a fast tokenizer knows what it cut off
-                cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
-            else:
-                cut += sum(len(ids) >= limit for ids in encoded["input_ids"])
-            columns = dict(encoded)
-            if "label" in batch:
-                columns["labels"] = [numbers[label] for label in batch["label"]]
-            return columns
-
-        with bars_only_on_terminal():
-            encoded = dataset.map(
-                tokenise,
-                batched=True,
-                remove_columns=dataset.column_names,
-                keep_in_memory=True,
-                load_from_cache_file=False,
-                new_fingerprint=uuid.uuid4().hex,  # spares hashing the tokenizer for a cache that isn't used
-                desc=f"Tokenising {name}",
+        """Refuse rows whose label the task doesn't know, and rows of one class where ranking them is measured."""
+        counts = Counter(dataset["label"])
+        self.refuse_strangers(counts, len(dataset), name)
+        if name != "train" and "roc_auc" in self.metrics and len(counts) < 2:
+            raise DataError(
+                f"{name} has rows of only one class, '{next(iter(counts))}', which roc_auc can't be measured on. "
+                "Use more rows, or leave roc_auc out of task.metrics."
             )
-        if cut:
-            share = f"{cut / len(dataset):.1%}" if cut / len(dataset) >= 0.001 else "less than 0.1%"
-            self.note(f"{name}: {share} of {len(dataset):,} texts cut to {limit} tokens (data.max_length).")
-        return encoded
+
+    def targets(self, labels: Sequence[Any]) -> list[Any]:
+        """Return the numbers of classes."""
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        return [numbers[label] for label in labels]
+
+    def loss(self, logits: Any, targets: Any) -> Any:
+        """Cross-entropy, of each row times its class's weight."""
+        from torch.nn.functional import cross_entropy
+
+        weights = self.learned.get("class_weights")
+        if weights is None:
+            return cross_entropy(logits, targets)
+        # Not torch's own weighted mean: divided by the batch's weights, it would depend on how rows are batched.
+        return (cross_entropy(logits, targets, reduction="none") * logits.new_tensor(weights)[targets]).mean()
 
     def spread(self, outputs: Any, batch: dict[str, Any], items: Any = None) -> Any:
         """See `Task.spread`."""
@@ -138,16 +86,15 @@ class Classification(Task):
 
     def measure(self, seen: Predictions) -> dict[str, float]:
         """Compute the task's metrics; a model that gives NaN is told apart from a bad one."""
-        return self.score(_predicted(seen.outputs), seen.encoded["labels"])
+        probabilities = _softmax(seen.outputs)
+        return self.score(probabilities.argmax(axis=-1), seen.encoded["labels"], probabilities)
 
     def decode(self, seen: Predictions) -> list[dict[str, Any]]:
         """Return label, score and the probability of every class, one dict a row."""
-        self._need_labels()
-        values = np.asarray(seen.outputs, dtype=np.float64)
-        powers = np.exp(values - values.max(axis=-1, keepdims=True))
-        probabilities = powers / powers.sum(axis=-1, keepdims=True)
+        self.need_fit()
         answers = []
-        for row, best in zip(probabilities, _predicted(values), strict=True):
+        for row in _softmax(seen.outputs):
+            best = row.argmax()
             named = {label: float(p) for label, p in zip(self.labels, row, strict=True)}
             answers.append({"label": self.labels[best], "score": float(row[best]), "probabilities": named})
         return answers
@@ -159,13 +106,20 @@ class Classification(Task):
 
     def baselines(self, evidence: Evidence) -> dict[str, dict[str, float]]:
         """Compare with train's most frequent class, and with a logistic regression on the frozen features."""
-        train = evidence.encoded("train", _PROBE_ROWS)
+        from sklearn.linear_model import LogisticRegression
+
         rows = evidence.encoded(evidence.split)
-        predicted = _probe(evidence.features(train), train["labels"], evidence.features(rows))
-        self.note(f"Untouched backbone: a logistic regression on its frozen features of {len(train):,} training rows.")
+        counts = Counter(evidence.splits.train["label"])
+        shares = np.array([counts[label] for label in self.labels]) / counts.total()
+        probe = fit_probe(self, evidence, LogisticRegression(max_iter=300), "a logistic regression")
+        probed = np.zeros((len(rows), len(self.labels)))
+        probed[:, probe.classes_] = probe.predict_proba(evidence.features(rows))
         return {
-            "majority class": self._majority(evidence.splits.train["label"], rows["labels"]),
-            "untouched backbone": self.score(predicted, rows["labels"]),
+            name: self.score(scores.argmax(axis=-1), rows["labels"], scores)
+            for name, scores in (
+                ("majority class", np.tile(shares, (len(rows), 1))),
+                ("untouched backbone", probed),
+            )
         }
 
     def tables(self, seen: Predictions) -> list[ReportTable]:
@@ -173,7 +127,7 @@ class Classification(Task):
         from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
         numbers = list(range(len(self.labels)))
-        true, predicted = np.asarray(seen.encoded["labels"]), _predicted(seen.outputs)
+        true, predicted = np.asarray(seen.encoded["labels"]), _softmax(seen.outputs).argmax(axis=-1)
         scores = precision_recall_fscore_support(true, predicted, labels=numbers, zero_division=0)
         per_class = [
             [name, f"{p:.3f}", f"{r:.3f}", f"{f:.3f}", f"{n:,}"]
@@ -196,48 +150,9 @@ class Classification(Task):
         body = [[self.labels[i], self.labels[j], f"{n:,}"] for n, i, j in sorted(pairs, reverse=True)[:_MATRIX]]
         return ReportTable("Commonest confusions", ["true", "predicted", "rows"], body)
 
-    def _majority(self, train: Sequence[str], true: Sequence[int]) -> dict[str, float]:
-        most = Counter(train).most_common(1)[0][0]
-        return self.score([self.labels.index(most)] * len(true), true)
 
-    def _need_labels(self) -> None:
-        if not self.labels:
-            raise AdapterLabError("the class names aren't known yet: call task.fit(splits), or give data.labels")
-
-
-def _probe(train_features: Any, train_labels: Any, features: Any) -> Any:
-    """Return what a logistic regression, fitted on train's features, predicts."""
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # as a yardstick it need not be converged
-        probe.fit(train_features, train_labels)
-    return probe.predict(features)
-
-
-def _predicted(logits: Any) -> np.ndarray[Any, Any]:
-    values = np.asarray(logits)
-    if np.isnan(values).any():
-        raise AdapterLabError(
-            "the model gives NaN: training has diverged. Lower optim.lr, or set optim.precision=fp32."
-        )
-    return values.argmax(axis=-1)
-
-
-def _by_number(label: str) -> tuple[int, float, str]:
-    """Sort '2' before '10', and numbers before names."""
-    try:
-        return (0, float(label), label)
-    except ValueError:
-        return (1, 0.0, label)
-
-
-def _some(labels: Sequence[str]) -> str:
-    shown = ", ".join(f"'{label}'" for label in labels[:_SHOWN])
-    return f"{shown} and {len(labels) - _SHOWN:,} more" if len(labels) > _SHOWN else shown
+def _softmax(logits: Any) -> np.ndarray[Any, Any]:
+    values = finite(logits)
+    powers = np.exp(values - values.max(axis=-1, keepdims=True))
+    shares: np.ndarray[Any, Any] = powers / powers.sum(axis=-1, keepdims=True)
+    return shares

@@ -75,7 +75,7 @@ class Narrator(TrainerCallback):
         known = [name for name in ("loss", *self.metrics) if f"eval_{name}" in metrics]
         shown = "  ".join(f"{name} {metrics[f'eval_{name}']:.4f}" for name in known)
         where = f"step {state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.2f}"
-        self.console.print(f"{where}  eval {shown}", highlight=False)
+        self.console.print(f"{where}  eval {shown}", highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Narrator:
         return self

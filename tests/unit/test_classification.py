@@ -177,19 +177,64 @@ def test_a_tokenizer_without_padding_token_pads_with_the_end_token(padless, tmp_
 # Metrics and answers
 
 
-def test_metrics_by_hand():
+def suited(task):
+    return [name for name, spec in METRICS if task in spec.tasks]
+
+
+def test_metrics_of_classes_by_hand():
     true, predicted = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 0, 2]
-    values = compute(METRICS.names(), predicted, true)
+    scores = [[3, 2, 1], [3, 1, 2], [1, 3, 1], [2, 3, 0], [3, 2, 0], [0, 1, 3]]
+    values = compute(suited("classification"), predicted, true, scores)
     assert values == pytest.approx(
         {
             "accuracy": 4 / 6,
             "f1": (2 / 3 + 1 / 2 + 1) / 3,
             "f1_micro": 4 / 6,
+            "f1_weighted": (3 * 2 / 3 + 2 * 1 / 2 + 1) / 6,
             "precision": (2 / 3 + 1 / 2 + 1) / 3,
             "recall": (2 / 3 + 1 / 2 + 1) / 3,
             "mcc": (4 * 6 - (9 + 4 + 1)) / (36 - (9 + 4 + 1)),
+            "roc_auc": (6 / 9 + 6 / 8 + 1) / 3,  # pairs in the right order of all; a tie is half a pair
         }
     )
+
+
+def test_metrics_of_several_labels_by_hand():
+    true, predicted = [[1, 0], [1, 1], [0, 0], [0, 1]], [[1, 0], [0, 1], [0, 1], [0, 1]]
+    scores = [[0.9, 0.1], [0.4, 0.8], [0.3, 0.7], [0.2, 0.6]]
+    assert compute(suited("multilabel"), predicted, true, scores) == pytest.approx(
+        {
+            "accuracy": 2 / 4,
+            "f1": (2 / 3 + 4 / 5) / 2,
+            "f1_micro": 2 * 3 / (4 + 4),
+            "f1_weighted": (2 / 3 + 4 / 5) / 2,
+            "precision": (1 + 2 / 3) / 2,
+            "recall": (1 / 2 + 1) / 2,
+            "roc_auc": (1 + 3 / 4) / 2,
+        }
+    )
+
+
+def test_metrics_of_numbers_by_hand():
+    assert compute(suited("regression"), [2.0, 2.0, 4.0, 8.0], [1, 2, 3, 6]) == pytest.approx(
+        {
+            "pearson": 15 / (14 * 24) ** 0.5 * 18 / 15,
+            "spearman": 4.5 / (5 * 4.5) ** 0.5,
+            "r2": 1 - 6 / 14,
+            "mae": 1.0,
+            "mse": 1.5,
+            "rmse": 1.5**0.5,
+        }
+    )
+    assert compute(["pearson", "spearman"], [2.0, 2.0], [1.0, 2.0]) == {"pearson": 0.0, "spearman": 0.0}
+    assert [METRICS.get(name).higher_is_better for name in ("pearson", "mae", "rmse")] == [True, False, False]
+
+
+def test_a_metric_of_scores_says_that_it_lacks_them():
+    with pytest.raises(AdapterLabError, match=r"roc_auc is computed of scores, and none are given"):
+        compute(["auc"], [0, 1], [0, 1])
+    with pytest.raises(DataError, match=r"roc_auc needs rows of two classes at least"):
+        compute(["roc_auc"], None, [1, 1], [[0.1, 0.9], [0.2, 0.8]])
 
 
 def test_metrics_are_evaluate_metrics_and_write_nothing(tmp_path, monkeypatch):
