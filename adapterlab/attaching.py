@@ -257,6 +257,8 @@ def _admit(model: nn.Module, name: str) -> Guests:
 
 def _switch(model: nn.Module, guests: Guests, names: list[str]) -> None:
     """Make these adapters the active ones: in forward, in training, with their head and new tokens."""
+    if names:
+        names = list(dict.fromkeys([*(name for name, guest in guests.adapters.items() if guest.frozen), *names]))
     bringing = _agreed_on_tokens(model, names)
     if (heading := guests.heading()) is not None:  # its labels may have been renamed in the model's config meanwhile
         heading.labels = labels_of(model)
@@ -268,8 +270,8 @@ def _switch(model: nn.Module, guests: Guests, names: list[str]) -> None:
     token_rows.place(model, bringing)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for name in names:
-        for parameter in guests.adapters[name].trained(model).values():
+    for guest in [guests.adapters[name] for name in names if not guests.adapters[name].frozen]:
+        for parameter in guest.trained(model).values():
             parameter.requires_grad_(True)
 
 

@@ -19,7 +19,7 @@ from adapterlab.errors import BackboneError
 
 LINEAR = (nn.Linear, Conv1D)
 # Classes whose head is a pretrained language-model head, in one module or several: it isn't the task's.
-_LANGUAGE_MODELS = ("MaskedLM", "CausalLM", "LMHeadModel", "ForConditionalGeneration")
+LANGUAGE_MODELS = ("MaskedLM", "CausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 class Found(NamedTuple):
@@ -160,7 +160,7 @@ def hidden_size(config: Any) -> int:
 
 def _heads(model: PreTrainedModel, base: str, layers: list[str]) -> Iterator[str]:
     """Top-level modules beside the base model that have weights, but not the pretrained language-model head."""
-    if type(model).__name__.endswith(_LANGUAGE_MODELS):
+    if type(model).__name__.endswith(LANGUAGE_MODELS):
         return
     if not base and "QuestionAnswering" not in type(model).__name__:
         return  # a bare model; only T5 for question answering has its stacks and its head side by side

@@ -8,11 +8,12 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from rich.console import Console
 from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, TrainerCallback
@@ -22,7 +23,7 @@ from adapterlab.pretrained import quiet
 from adapterlab.recipe import Recipe, load_recipe
 from adapterlab.training.callbacks import Narrator
 from adapterlab.training.run_folder import RunFolder
-from adapterlab.training.trainer import TaskTrainer, build_trainer, by_length, planned_steps
+from adapterlab.training.trainer import TaskTrainer, build_trainer, by_length, planned_steps, row_count
 
 _WARM = 2  # steps that are run and not counted: allocations, kernels chosen for new shapes
 _MEASURED = 8  # steps that are
@@ -80,9 +81,12 @@ def estimate(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str) -
 
 def _measure(prepared: Prepared, folder: RunFolder) -> Estimate:
     recipe, rows = prepared.recipe, prepared.rows
-    steps = planned_steps(recipe, len(rows["train"]))
+    steps = planned_steps(recipe, row_count(rows["train"]))
     per_step = recipe.optim.batch_size * recipe.optim.accumulate
-    sample = _spread_over_lengths(rows["train"], per_step, min(_MEASURED, steps))
+    train = rows["train"]
+    if row_count(train) is None:  # a stream's rows are all of one length: its first ones stand for all
+        train = Dataset.from_list([*islice(train, per_step * (_MEASURED + _WARM))])
+    sample = _spread_over_lengths(train, per_step, min(_MEASURED, steps))
     chosen = {**rows, "train": sample}
     trainer = build_trainer(
         recipe, prepared.task, prepared.model, prepared.tokenizer, prepared.splits, chosen, folder,

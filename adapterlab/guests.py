@@ -26,6 +26,7 @@ class Guest:
     heads: dict[str, nn.Module] = field(default_factory=dict)  # its own copies of the trained modules, by path
     labels: dict[int, str] = field(default_factory=dict)
     problem_type: str | None = None  # transformers keeps in the config which loss the number of labels asked for
+    frozen: bool = False  # whether it belongs to the backbone of those attached later: always active, never trained
     about: dict[str, Any] = field(default_factory=dict)  # what a run adds to adapterlab.json: task, backbone, ...
 
     @property
@@ -70,7 +71,8 @@ class Guests:
             if name not in self.adapters:
                 raise AdapterError(unknown_name("adapter", name, self.adapters))
             return self.adapters[name]
-        candidates = list(self.adapters) if len(self.adapters) == 1 else self.active
+        own = [name for name, guest in self.adapters.items() if not guest.frozen]
+        candidates = own if len(own) == 1 else [name for name in self.active if name in own]
         if len(candidates) != 1:
             raise AdapterError(
                 f"the model has the adapters {', '.join(self.adapters) or 'none'} (active: "

@@ -36,6 +36,7 @@ def load(
     revision: str | None = None,
     *,
     allow_mismatch: bool = False,
+    heads: bool = True,
 ) -> M:
     """Put a saved adapter, with its head and label names, into a model.
 
@@ -47,6 +48,7 @@ def load(
         revision: branch, tag or commit on the Hub.
         allow_mismatch: load it though the backbone's weights are not those it was trained on: your word that
             they fit, e.g. after further pretraining.
+        heads: False leaves the modules behind that it trained in full, for a model with another head.
 
     Returns:
         The same model, with the adapter active. If it brings new tokens, `summary` lists them with their ids, and
@@ -62,6 +64,8 @@ def load(
     prefix = method.key_prefix
     tensors = {key.removeprefix(prefix): tensor for key, tensor in files.tensors.items()}
     files = replace(files, tensors={k: t for k, t in tensors.items() if not method.is_ballast(model, k, t)})
+    if not heads:
+        files = _headless(files)
     tokens = _new_tokens(model, files)
     if tokens is not None:
         fields = {key: value for key, value in files.fields.items() if key not in token_files.PEFT_FIELDS}
@@ -74,6 +78,7 @@ def load(
         raise AdapterError(f"the model has an adapter '{name}' already; load this one with name='...'.")
     if not allow_mismatch:
         _check_backbone(model, files)
+        _check_chain(model, files)
     before = list(guests.active) if guests is not None else []
     try:
         options, labels = _options(method, files), _labels(model, files)
@@ -182,6 +187,29 @@ def _check_backbone(model: nn.Module, files: AdapterFiles) -> None:
     )
 
 
+def _check_chain(model: nn.Module, files: AdapterFiles) -> None:
+    guests = guests_of(model)
+    frozen = {str(guest.about.get("sha256")) for guest in guests.adapters.values() if guest.frozen} if guests else set()
+    links = [link for link in files.extra.get("adapters") or [] if link.get("kept") == "beside"]
+    if {link["sha256"] for link in links} == frozen or not links:
+        return
+    raise AdapterFolderError(
+        f"the adapter in '{files.folder}' was trained beside {', '.join(link['adapter'] for link in links)}, and "
+        "this model doesn't have it. adapterlab.chain.lay(model, tokenizer, [...]) puts it in first."
+    )
+
+
+def _headless(files: AdapterFiles) -> AdapterFiles:
+    paths = tuple(f"{path}." for path in files.extra.get("heads") or [])
+    options = files.extra.get("options")
+    extra = files.extra | {"heads": [], "labels": {}}
+    if isinstance(options, dict):
+        extra["options"] = options | {"modules_to_save": []}
+    fields = {key: value for key, value in files.fields.items() if key != "modules_to_save"}
+    kept = {key: tensor for key, tensor in files.tensors.items() if not key.startswith(paths or ("\0",))}
+    return replace(files, fields=fields, extra=extra, tensors=kept)
+
+
 def _labels(model: nn.Module, files: AdapterFiles) -> list[str] | None:
     """Return the adapter's label names where its head isn't of the model's size."""
     guests = guests_of(model)
@@ -238,7 +266,9 @@ def _fill(model: nn.Module, method: Method, files: AdapterFiles, name: str) -> N
             rows.copy_(files.tensors[key])
     for path, head in guest.heads.items():
         head.load_state_dict({key: files.tensors[f"{path}.{key}"] for key in head.state_dict()})
-    guest.about = {key: files.extra[key] for key in ("backbone", "task", "max_length") if key in files.extra}
+    guest.about = {
+        key: files.extra[key] for key in ("backbone", "task", "max_length", "adapters") if key in files.extra
+    }
     if guest.heads and files.problem_type is not None:
         config: Any = model.config
         guest.problem_type = config.problem_type = files.problem_type

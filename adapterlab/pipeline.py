@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from datasets import Dataset
 from rich.console import Console
 from rich.markup import escape
 
 from adapterlab.adapter_folder import save
 from adapterlab.attaching import Summary, attach, summary
+from adapterlab.chain import lay
 from adapterlab.data import Splits, load_splits
 from adapterlab.data.statistics import as_tables, describe
 from adapterlab.environment import describe_environment
@@ -34,10 +37,14 @@ from adapterlab.training.evidence import RunEvidence
 from adapterlab.training.groups import parameter_groups
 from adapterlab.training.loggers import check_loggers
 from adapterlab.training.plot import plot_history
+from adapterlab.training.replay import General
 from adapterlab.training.report import ResultRow, final_table, write_report
 from adapterlab.training.resuming import check_resumable
 from adapterlab.training.run_folder import RunFolder
-from adapterlab.training.trainer import best_metric, build_trainer, planned_steps
+from adapterlab.training.streaming import Pace, go_on
+from adapterlab.training.trainer import best_metric, build_trainer, planned_steps, row_count
+
+_KEPT = {"merged": "merged into its weights", "beside": "which stays beside the new one, frozen"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ class Prepared:
     tokenizer: Any
     rows: dict[str, Any]
     counts: Summary
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
+    plain: Callable[[str], Any] | None  # encodes a split for the backbone that doesn't know the adapter's new tokens
 
 
 def run(
@@ -120,40 +128,52 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     check_loggers(list(recipe.log.to))
     number_format, why = precision.choose(recipe.optim.precision)
     with console.status("reading the data"):
+        general = General(recipe, task) if recipe.data.replay else None
         splits = load_splits(recipe.data, task, recipe.run.seed)
         task.fit(splits)
     transformers.set_seed(recipe.run.seed, deterministic=recipe.run.deterministic)
     with console.status(f"loading {recipe.model.name}"):
         tokenizer = load_tokenizer(recipe.model.name)
         model, fresh = load_backbone(recipe.model.name, task.auto_class, tokenizer, **task.model_kwargs())
+        links = lay(model, tokenizer, recipe.model.adapters)
     options = recipe.adapter.options()
     if fresh:
         options["modules_to_save"] = [*options.get("modules_to_save", []), *fresh]
+    untouched = copy.deepcopy(tokenizer)
     missing = [token for token in task.new_tokens if token not in tokenizer.get_vocab()]
-    brought = pieces(tokenizer, missing, special=True) if missing else None
+    words = [*missing, *task.new_words(splits.train, tokenizer)]
+    brought = pieces(tokenizer, words, special=bool(missing)) if words else None
     attach(model, recipe.adapter.method, new_tokens=brought, **options)
     about = {
         "backbone": portable_address(recipe.model.name),
         "task": task.state(),
         "max_length": recipe.data.max_length,
     }
+    if links:
+        about["adapters"] = links
     need_guests(model).adapters["default"].about = about
     task.prepare(model, tokenizer)
+
+    def encode(reader: Any, names: Iterable[str]) -> dict[str, Any]:
+        length = recipe.data.max_length
+        rows = {name: task.encode(splits.named[name], reader, length, name=name) for name in names}
+        return rows if general is None else general.join(rows, general.encode(task, reader, length), task)
+
+    rows = encode(tokenizer, splits.named)
     parameter_groups(model, recipe.optim)  # here a rate for what isn't there fails
-    rows = {
-        name: task.encode(split, tokenizer, recipe.data.max_length, name=name) for name, split in splits.named.items()
-    }
-    set_total_step(model, planned_steps(recipe, len(rows["train"])))  # here a schedule that can't fit fails
+    set_total_step(model, planned_steps(recipe, row_count(rows["train"])))  # here a schedule that can't fit fails
     notes = [*splits.notes, *task.notes, f"Training in {number_format}: {why}."]
     if fresh:
         notes.append(f"The backbone's files have no weights for {', '.join(fresh)}: trained with the adapter.")
-    return Prepared(recipe, task, splits, model, tokenizer, rows, summary(model), notes)
+    notes += [f"The backbone has the adapter {link['adapter']}, {_KEPT[link['kept']]}." for link in links]
+    plain = (lambda split: encode(untouched, [split])[split]) if brought else None
+    return Prepared(recipe, task, splits, model, tokenizer, rows, summary(model), notes, plain)
 
 
 def _announce(prepared: Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> None:
     recipe, counts = prepared.recipe, prepared.counts
     sizes = ", ".join(f"{size:,} {name}" for name, size in prepared.splits.sizes.items())
-    steps = planned_steps(recipe, len(prepared.rows["train"]))
+    steps = planned_steps(recipe, row_count(prepared.rows["train"]))
     share = 100 * counts.trainable / counts.total
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     examples = recipe.optim.batch_size * recipe.optim.accumulate * processes
@@ -173,7 +193,9 @@ def _announce(prepared: Prepared, folder: RunFolder, checkpoint: Path | None, co
 def _train(prepared: Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult | None:
     recipe = prepared.recipe
     if checkpoint is not None:
-        check_resumable(checkpoint, prepared.model, planned_steps(recipe, len(prepared.rows["train"])))
+        check_resumable(checkpoint, prepared.model, planned_steps(recipe, row_count(prepared.rows["train"])))
+        if not isinstance(prepared.rows["train"], Dataset):
+            go_on(prepared.rows["train"], checkpoint)
         if folder.splits.exists():
             prepared.splits.verify(folder.splits)
     with folder.begin() if _speaks() and checkpoint is None else nullcontext():
@@ -191,11 +213,15 @@ def _train_and_report(
     recipe, task, model = prepared.recipe, prepared.task, prepared.model
     narrator = Narrator(console, task.metrics)
     trainer = build_trainer(recipe, task, model, prepared.tokenizer, prepared.splits, prepared.rows, folder, narrator)
+    pace = Pace()
+    trainer.add_callback(pace)
     started = time.perf_counter()
     with narrator:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     told = len(task.notes)
+    if task.raw_text:
+        task.note(pace.said())
     task.settle(
         lambda: Predictions(trainer.outputs(prepared.rows["eval"]), prepared.rows["eval"], prepared.splits.eval)
     )
@@ -206,7 +232,7 @@ def _train_and_report(
         save(model, folder.adapter)
     with console.status("measuring what it has to beat"):
         evidence = RunEvidence(
-            task, trainer, prepared.tokenizer, prepared.splits, prepared.rows, split, recipe.run.seed
+            task, trainer, prepared.tokenizer, prepared.splits, prepared.rows, split, recipe.run.seed, prepared.plain
         )
         baselines = task.baselines(evidence)
     if not trainer.is_world_process_zero():

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 
 from adapterlab.adapter_folder import EXTRA, AdapterFiles, read
+from adapterlab.chain import lay
 from adapterlab.data import load_rows, load_splits
 from adapterlab.errors import AdapterFolderError, DataError, RunFolderError
 from adapterlab.loading import load, local_folder
@@ -45,6 +46,7 @@ class Predictor:
         self.model, _ = load_backbone(
             about["backbone"], self.task.auto_class, self.tokenizer, **self.task.model_kwargs()
         )
+        lay(self.model, self.tokenizer, about.get("adapters") or [])
         load(self.model, files.folder)
         equip(self.tokenizer, self.model)
         self.task.prepare(self.model, self.tokenizer)

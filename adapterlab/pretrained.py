@@ -12,6 +12,7 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from adapterlab.addresses import HubId, resolve, unavailable
+from adapterlab.backbones import LANGUAGE_MODELS
 from adapterlab.errors import BackboneError
 
 
@@ -41,11 +42,12 @@ def load_backbone(address: str, auto_class: str, tokenizer: Any, **options: Any)
         options: for `from_pretrained`, e.g. num_labels.
 
     Returns:
-        The model, and the modules inside the base model that the files lack weights for: fresh, so to be
-        trained. (The head, outside the base model, is always fresh or trained.)
+        The model, and the modules that the files lack weights for: fresh, so to be trained. Those of a task's head,
+        outside the base model, aren't among them: it is always fresh or trained. Those of a language model's head are,
+        but for biases beside its output layer, which stay 0.
 
     Raises:
-        BackboneError: it can't be found or read.
+        BackboneError: it can't be found or read, or a language model lacks its output layer.
     """
     source, revision = _source(address)
     loader = getattr(transformers, auto_class)
@@ -59,8 +61,19 @@ def load_backbone(address: str, auto_class: str, tokenizer: Any, **options: Any)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     base = model.base_model_prefix + "."
-    missing = sorted(key for key in info["missing_keys"] if key.startswith(base))
-    return model, list(dict.fromkeys(key.rpartition(".")[0] for key in missing))
+    is_language_model = type(model).__name__.endswith(LANGUAGE_MODELS)
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(base) or is_language_model)
+    fresh = list(dict.fromkeys(key.rpartition(".")[0] for key in missing))
+    output = model.get_output_embeddings() if is_language_model else None
+    if output is None:
+        return model, fresh
+    holders = {path for path in fresh if any(part is output for part in model.get_submodule(path).modules())}
+    if any(key.endswith(".weight") and model.get_submodule(key.rpartition(".")[0]) is output for key in missing):
+        raise BackboneError(
+            f"'{address}' is no {type(model).__name__}: its files lack the output layer's weight. Take a model that "
+            "was pretrained as one, or whose output layer is tied to its embeddings."
+        )
+    return model, [path for path in fresh if path not in holders]
 
 
 def portable_address(address: str) -> str:
@@ -96,5 +109,11 @@ def _unreadable(address: str, what: str, error: Exception) -> BackboneError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(found, HubId):
         return unavailable(found, reason)
+    if reason.startswith("Unrecognized configuration class"):
+        config = transformers.AutoConfig.from_pretrained(found)
+        return BackboneError(
+            f"'{address}' is a {config.model_type}, and transformers has no such model for this task. BERT-type "
+            "backbones learn from raw text with task.type=masked_lm, GPT-type ones with task.type=causal_lm."
+        )
     there = ", ".join(sorted(entry.name for entry in Path(found).iterdir())[:10])
     return BackboneError(f"the {what} in '{address}' can't be loaded: {reason}\nThe folder holds: {there}.")

@@ -47,7 +47,8 @@ def set_total_step(model: nn.Module, total_step: int) -> None:
 def begin_training(model: nn.Module, total_step: int, done: int = 0) -> None:
     """The same, for a run that may have done some of its steps before it was stopped."""
     guests = need_guests(model)
-    for guest in [guests.adapters[name] for name in guests.active]:  # the others aren't trained
+    trained = [guests.adapters[name] for name in guests.active if not guests.adapters[name].frozen]
+    for guest in trained:
         guest.method.on_train_begin(model, guest.name, guest.config, total_step, done)
 
 
@@ -91,7 +92,8 @@ def save_pretrained(
         raise AdapterError("save_pretrained(push_to_hub=True) would push a backbone; upload the saved folder.")
     if not is_main_process:
         return
-    active = need_guests(model).active or list(need_guests(model).adapters)
+    guests = need_guests(model)
+    active = [name for name in guests.active or guests.adapters if not guests.adapters[name].frozen]
     for name in active:
         save(model, save_directory if len(active) == 1 else Path(save_directory) / name, name)
 
@@ -107,9 +109,9 @@ class AdapterCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Let scheduled methods finish what an early end, or an early best state, left undone."""
         if guests_of(model) is not None:
-            for name in need_guests(model).active:
-                guest = need_guests(model).adapters[name]
-                guest.method.on_train_end(model, name, guest.config)
+            guests = need_guests(model)
+            for guest in [guests.adapters[name] for name in guests.active if not guests.adapters[name].frozen]:
+                guest.method.on_train_end(model, guest.name, guest.config)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Put the training state where the Trainer looks for weights when it resumes or loads the best model."""

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from adapterlab.data.columns import Rows, RowSchema, map_columns
+from adapterlab.data.corpora import Corpus
 from adapterlab.data.formats import some
 from adapterlab.data.labels import map_labels
 from adapterlab.data.overlaps import settle_overlaps
@@ -20,7 +21,7 @@ from adapterlab.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["DataOptions", "Splits", "load_rows", "load_splits", "read_table"]
+__all__ = ["Corpus", "DataOptions", "Splits", "load_rows", "load_splits", "read_table"]
 
 
 class DataOptions(Protocol):
@@ -56,7 +57,7 @@ class DataOptions(Protocol):
 class Splits:
     """The rows to train, evaluate and test on, and what was done to get them."""
 
-    train: Dataset
+    train: Dataset  # a Corpus where it is streamed, for tasks that read raw text
     eval: Dataset
     test: Dataset | None = None
     notes: list[str] = field(default_factory=list)
@@ -71,8 +72,8 @@ class Splits:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Rows in each split."""
-        return {name: len(rows) for name, rows in self.named.items()}
+        """Rows in each split; a streamed one's aren't known."""
+        return {name: len(rows) for name, rows in self.named.items() if not isinstance(rows, Corpus)}
 
     def locate(self, name: str, rows: Sequence[int]) -> str:
         """Say in which lines of which files some rows of a split stand; where that isn't known, which rows they are."""
@@ -106,10 +107,7 @@ def load_splits(data: DataOptions, task: RowSchema, seed: int) -> Splits:
         DataError: a file or column is missing, rows can't be used, or there are too few.
     """
     if data.streaming:
-        raise DataError(
-            "data.streaming is for pretraining on raw text; this task takes its rows into memory. Leave it out, and "
-            "set data.max_samples if there are too many."
-        )
+        return _streamed(data, task, seed)
     given: dict[str, Rows] = {}
     shares: dict[str, float] = {}
     train, notes = _read(data.train, data, task, split="train", group_by=data.group_by)
@@ -155,6 +153,27 @@ def load_rows(
     return to_dataset(rows.columns), notes
 
 
+def _streamed(data: DataOptions, task: RowSchema, seed: int) -> Splits:
+    if not task.raw_text:
+        raise DataError(
+            "data.streaming is for pretraining on raw text; this task takes its rows into memory. Leave it out, and "
+            "set data.max_samples if there are too many."
+        )
+    if not isinstance(data.eval, str) or isinstance(data.test, float):
+        raise DataError(
+            "data.streaming: train isn't read as a whole, so no share of it can be held out. Give the addresses of "
+            "files as data.eval and data.test."
+        )
+    column = str(data.columns.get("text", "text"))
+    train = Corpus(data.train, task, column, data.encoding, data.bad_rows, seed)
+    given = {name: address for name, address in (("eval", data.eval), ("test", data.test)) if isinstance(address, str)}
+    read = {name: _read(address, data, task, split=name) for name, address in given.items()}
+    sets = {name: to_dataset(rows.columns) for name, (rows, _) in read.items()}
+    notes = [*train.notes, *(note for _, more in read.values() for note in more)]
+    origins = {name: rows for name, (rows, _) in read.items()}
+    return Splits(cast(Any, train), sets["eval"], sets.get("test"), list(dict.fromkeys(notes)), origins, {"seed": seed})
+
+
 def _read(
     address: str | Sequence[str],
     data: DataOptions,
@@ -165,6 +184,6 @@ def _read(
     group_by: str | None = None,
 ) -> tuple[Rows, list[str]]:
     drop = data.bad_rows == "drop"
-    table = load_table(address, encoding=data.encoding, drop_ragged=drop, split=split)
+    table = load_table(address, encoding=data.encoding, drop_ragged=drop, split=split, documents=task.documents)
     rows, notes = map_columns(table, task, data.columns, bad_rows=data.bad_rows, needed=needed, group_by=group_by)
     return map_labels(rows, task, data.label_map), [*table.notes, *notes]

@@ -37,6 +37,14 @@ class RowSchema(Protocol):
     def strata(self) -> str | None:
         """The column whose proportions the splits keep."""
 
+    @property
+    def documents(self) -> str | None:
+        """How a txt's lines make rows: "auto", "blank_lines" or "lines"; None takes each for one, blank ones too."""
+
+    @property
+    def raw_text(self) -> bool:
+        """Whether the task reads corpora, which may be streamed."""
+
     def clean(self, column: str, value: Any) -> Any:
         """Return the value as the task uses it, or None where it is missing or empty.
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterlab.addresses import HubId, expand, resolve, why_offline
+from adapterlab.data.documents import join_lines
 from adapterlab.data.folders import files_in
-from adapterlab.data.formats import KNOWN, Columns, Parsed, named_classes, parse_file
+from adapterlab.data.formats import KNOWN, Columns, Parsed, kind_of, named_classes, parse_file
 from adapterlab.data.origins import File, Origin
 from adapterlab.errors import DataError
 
@@ -37,6 +38,7 @@ def load_table(
     encoding: str | None = None,
     drop_ragged: bool = False,
     split: str = "train",
+    documents: str | None = None,
 ) -> Table:
     """Read what an address, a glob, a folder or a list of addresses names, one below the other.
 
@@ -45,6 +47,7 @@ def load_table(
         encoding: of text files; None detects it, and a note says what was found if it isn't UTF-8.
         drop_ragged: leave out rows that can't be parsed, instead of refusing the file.
         split: of a data set on the Hub whose address names none.
+        documents: how a txt's lines make rows, see `join_lines`; None takes each for a row, blank ones too.
 
     Raises:
         DataError: nothing is there, it can't be read, or the files' columns differ.
@@ -59,7 +62,10 @@ def load_table(
         else:
             files, skipped = files_of(found, KNOWN)
             notes += skipped
-            parts += [(file.name, parse_file(file, encoding, drop_ragged=drop_ragged)) for file in files]
+            for file in files:
+                parsed = parse_file(file, encoding, drop_ragged=drop_ragged)
+                joins = documents is not None and kind_of(file)[0] == ".txt"
+                parts.append((file.name, join_lines(parsed, str(documents)) if joins else parsed))
     if not parts:
         raise DataError("no data address given; give a file, a folder, a glob, hub:ID or package:NAME/PATH")
     first_name, first = parts[0]

@@ -92,6 +92,11 @@ class Stream:
         self._turn = self._read = self._offset = self._block = self._taken = 0
         self.epoch += 1
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the files are plain text, each line a row."""
+        return all(file.kind == ".txt" for file in self._files)
+
     def state(self) -> dict[str, Any]:
         """Return where the stream stands, after the row given last, as JSON can hold it."""
         return {

@@ -98,6 +98,12 @@ class ModelSection(Section):
         description="The pretrained backbone: a Hub id, a local folder, or package:NAME/PATH.",
         examples=["bert-base-uncased"],
     )
+    adapters: list[Text] = Field(
+        default_factory=list,
+        description="Adapters that the backbone gets first, for good, e.g. of continued pretraining: run folders, "
+        "adapter folders or Hub ids. Merged, where their method merges, else kept beside the new one, frozen.",
+        examples=["[runs/domain]"],
+    )
 
 
 class AdapterSection(Section):
@@ -128,6 +134,17 @@ class TaskSection(Section):
     def options(self) -> dict[str, Any]:
         """Return the task's own options as given, without `type` and `metrics`."""
         return dict(self.model_extra or {})
+
+
+class ReplaySection(Section):
+    """General text that a backbone shall not forget while it learns a domain's; for tasks that read raw text."""
+
+    train: Addresses = Field(description="General text, read as data.train is.", examples=["data/general.txt"])
+    share: float = Field(
+        0.1, ge=0, lt=1, description="Share of general text among what is trained on; 0 only measures it."
+    )
+    eval: Share = Field(0.1, description="General text to measure on: an address, or a share of replay.train.")
+    columns: dict[str, Text] = Field(default_factory=dict, description="As data.columns, for these files.")
 
 
 class DataSection(Section):
@@ -184,6 +201,9 @@ class DataSection(Section):
     encoding: Text | None = Field(None, description="Text encoding of the files. Default: detected.")
     streaming: bool = Field(
         False, description="Read train piece by piece instead of into memory: for pretraining on large corpora."
+    )
+    replay: ReplaySection | None = Field(
+        None, description="General text that is mixed in, so that pretraining on a domain doesn't forget it."
     )
     workers: Workers = Field(
         "auto", description="Processes that prepare rows. auto: several where there are rows enough to pay for them."
@@ -280,3 +300,9 @@ class Recipe(Section):
     optim: OptimSection
     eval: EvalSection = Field(default_factory=EvalSection)
     log: LogSection = Field(default_factory=LogSection)
+
+    @model_validator(mode="after")
+    def _a_stream_has_an_end(self) -> Recipe:
+        if self.data.streaming and self.optim.max_steps is None:
+            raise ValueError("data.streaming: nobody knows how long the corpus is; set optim.max_steps")
+        return self

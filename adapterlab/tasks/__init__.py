@@ -7,6 +7,8 @@ module in the entry-point group "adapterlab.tasks" (and "adapterlab.metrics" for
 from adapterlab.tasks.base import TASKS, Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
 from adapterlab.tasks.causal_lm import CausalLM
 from adapterlab.tasks.classification import Classification
+from adapterlab.tasks.instruction import Instruction
+from adapterlab.tasks.masked_lm import MaskedLM
 from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
 from adapterlab.tasks.multilabel import Multilabel
 from adapterlab.tasks.multiple_choice import MultipleChoice
@@ -23,6 +25,8 @@ __all__ = [
     "CausalLM",
     "Classification",
     "Evidence",
+    "Instruction",
+    "MaskedLM",
     "MetricSpec",
     "Multilabel",
     "MultipleChoice",

@@ -125,6 +125,8 @@ class Task(ABC):
     auto_class: ClassVar[str]  # in transformers
     extra_inputs: ClassVar[tuple[str, ...]] = ()  # columns of a batch that `forward` reads and the model doesn't take
     plain_input: ClassVar[str | None] = None  # what a plain text given to `predict` is; None: the only input needed
+    documents: str | None = None  # how a txt's lines make rows; None takes each for one
+    raw_text: ClassVar[bool] = False  # whether it reads corpora: streamed, replayed, told by the token
     counts_items: ClassVar[bool] = False  # whether `forward` divides its loss by the number of items it is given
     ahead: ClassVar[int] = 64  # batches that `predict` reads before it answers: it sorts them by length
     default_metrics: ClassVar[tuple[str, ...]]
@@ -244,6 +246,10 @@ class Task(ABC):
     def new_tokens(self) -> tuple[str, ...]:
         """Tokens that the tokenizer lacks and the adapter brings along, e.g. markers; their embeddings are trained."""
         return ()
+
+    def new_words(self, train: Any, tokenizer: Any) -> list[str]:
+        """Return words of the rows to train on that the adapter shall bring along as tokens of their own."""
+        return []
 
     def settle(self, seen: Callable[[], Predictions]) -> None:  # noqa: B027
         """Learn what only the trained model tells (thresholds, say), before it is saved and measured.

@@ -14,7 +14,7 @@ from adapterlab.errors import AdapterLabError, DataError
 from adapterlab.guests import guests_of
 from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, TaskOptions, spread_evenly
 from adapterlab.tasks.metrics import compute
-from adapterlab.tasks.metrics_text import PERPLEXITY
+from adapterlab.tasks.metrics_language import PERPLEXITY
 from adapterlab.tasks.text_batches import NOTHING
 
 ANSWERED, NEVER = -1, 2**31  # numbers of rows that are there to be answered, and of those that nothing asks

@@ -1,4 +1,4 @@
-"""Metrics of texts: perplexity, and ROUGE, BLEU, chrF and exact match against a reference text."""
+"""Metrics of texts against a reference text: ROUGE, BLEU, chrF and exact match."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 
 from adapterlab.tasks.metrics import MetricSpec, register_metric
 
-PERPLEXITY = "perplexity"  # the one that needs no generated text: it is computed of losses and numbers of tokens
-TASKS = ("causal_lm", "seq2seq")
+TASKS = ("instruction", "seq2seq")
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # written without spaces: each character counts as a word
 _WORD = re.compile(f"[{_CJK}]|[^\\W_{_CJK}]+")
@@ -26,7 +25,7 @@ class Words:
         return _WORD.findall(text.lower())
 
 
-def _metric(name: str, summary: str, columns: str, score: Callable[[Any, Any], float]) -> Callable[[], Any]:
+def metric_over(name: str, summary: str, columns: str, score: Callable[[Any, Any], float]) -> Callable[[], Any]:
     """Return a builder of an `evaluate.Metric` over columns of a type."""
 
     def build() -> Any:
@@ -49,10 +48,6 @@ def _metric(name: str, summary: str, columns: str, score: Callable[[Any, Any], f
         return TextMetric(config_name=name, keep_in_memory=True)
 
     return build
-
-
-def _perplexity(losses: Sequence[float], tokens: Sequence[float]) -> float:
-    return float(np.exp(min(np.sum(losses) / max(np.sum(tokens), 1), 700.0)))
 
 
 @cache
@@ -81,21 +76,17 @@ def _sacrebleu(kind: str) -> Callable[[Sequence[str], Sequence[str]], float]:
     return score
 
 
-def _exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
+def _exact_text(predictions: Sequence[str], references: Sequence[str]) -> float:
     return float(np.mean([text.split() == true.split() for text, true in zip(predictions, references, strict=True)]))
 
 
-def _register(name: str, summary: str, score: Callable[[Any, Any], float], columns: str = "string", **how: Any) -> None:
-    register_metric(MetricSpec(name, summary, _metric(name, summary, columns, score), TASKS, **how))
+def _register(name: str, summary: str, score: Callable[[Any, Any], float], **how: Any) -> None:
+    register_metric(MetricSpec(name, summary, metric_over(name, summary, "string", score), TASKS, **how))
 
 
-_register(
-    PERPLEXITY, "exp of the mean loss per token of the reference; 1 is certainty", _perplexity, "float64",
-    higher_is_better=False, is_share=False,
-)  # fmt: skip
 _register("rouge1", "F of the words that text and reference share", _rouge("rouge1"))
 _register("rouge2", "F of the pairs of neighbouring words that they share", _rouge("rouge2"))
 _register("rougeL", "F of their longest common sequence of words", _rouge("rougeL"))
 _register("bleu", "corpus BLEU, 0 to 100, as sacrebleu counts it", _sacrebleu("bleu"), is_share=False)
 _register("chrf", "corpus chrF, 0 to 100: shared sequences of characters", _sacrebleu("chrf"), is_share=False)
-_register("exact_match", "share of texts that equal their reference, white space aside", _exact_match)
+_register("exact_text", "share of texts that equal their reference, white space aside", _exact_text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ class RunEvidence:
     rows: dict[str, Dataset]  # encoded
     split: str
     seed: int
+    plain: Callable[[str], Dataset] | None = None  # encodes a split without the adapter's new tokens
 
     def encoded(self, split: str, limit: int | None = None) -> Dataset:
         """Return encoded rows; of more than `limit`, a seeded draw."""
@@ -38,6 +40,7 @@ class RunEvidence:
 
     def untouched(self) -> Predictions:
         """Return what the model gives with its adapter disabled."""
+        rows = self.plain(self.split) if self.plain else self.rows[self.split]
         with disabled(self.trainer.model):
-            outputs = self.trainer.outputs(self.rows[self.split])
-        return Predictions(outputs, self.rows[self.split], self.splits.named[self.split])
+            outputs = self.trainer.outputs(rows)
+        return Predictions(outputs, rows, self.splits.named[self.split])

@@ -12,7 +12,7 @@ from adapterlab.adapter_folder import EXTRA
 from adapterlab.errors import RunFolderError
 from adapterlab.guests import need_guests
 
-_COMPARED = ("method", "options", "heads", "labels", "backbone", "max_length")
+_COMPARED = ("method", "options", "heads", "labels", "backbone", "max_length", "adapters")
 
 
 def check_resumable(checkpoint: Path, model: nn.Module, planned_steps: int) -> None:

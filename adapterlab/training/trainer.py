@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import nested_detach
@@ -25,6 +26,7 @@ from adapterlab.training.callbacks import MetricsLog, Narrator
 from adapterlab.training.groups import parameter_groups
 from adapterlab.training.loggers import logger_callbacks
 from adapterlab.training.run_folder import RunFolder
+from adapterlab.training.streaming import PlaceInCorpus
 
 
 class TaskTrainer(Trainer):
@@ -91,6 +93,19 @@ class TaskTrainer(Trainer):
         shown = None if loss is None or self.task.counts_items else loss.detach().mean()
         return shown, kept, first.new_zeros(len(first))
 
+    def get_train_dataloader(self) -> Any:
+        """Return the loader of the rows to train on. A stream's takes nothing of the seeds that a resume restores."""
+        if not isinstance(self.train_dataset, IterableDataset):
+            return super().get_train_dataloader()
+        loader: Any = DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+            generator=torch.Generator(),
+        )
+        return self.accelerator.prepare(loader)
+
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return by_length(eval_dataset)  # little padding; `_in_order` puts the outputs back
 
@@ -130,7 +145,7 @@ def build_trainer(
         recipe.optim,
         lambda outputs: task.measure(Predictions(outputs, rows["eval"], splits.eval)),
         model=model,
-        args=training_arguments(recipe, task, len(rows["train"]), folder),
+        args=training_arguments(recipe, task, row_count(rows["train"]), folder),
         train_dataset=rows["train"],
         eval_dataset=rows["eval"],
         data_collator=task.collator(tokenizer),
@@ -138,6 +153,8 @@ def build_trainer(
     )
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
+    if isinstance(rows["train"], IterableDataset):
+        trainer.add_callback(PlaceInCorpus(rows["train"], rows_each_step(recipe)))
     if "jsonl" in recipe.log.to:
         trainer.add_callback(MetricsLog(folder.metrics))
     if recipe.eval.patience is not None:
@@ -145,7 +162,7 @@ def build_trainer(
     return trainer
 
 
-def training_arguments(recipe: Recipe, task: Task, train_rows: int, folder: RunFolder) -> TrainingArguments:
+def training_arguments(recipe: Recipe, task: Task, train_rows: int | None, folder: RunFolder) -> TrainingArguments:
     """Translate the recipe's `optim` and `eval` sections."""
     optim, best = recipe.optim, best_metric(recipe, task)
     steps = planned_steps(recipe, train_rows)
@@ -182,6 +199,9 @@ def training_arguments(recipe: Recipe, task: Task, train_rows: int, folder: RunF
         remove_unused_columns=True,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=precision.device() == "cuda",
+        include_num_input_tokens_seen="non_padding" if task.raw_text else "no",
+        ignore_data_skip=train_rows is None,  # a stream goes to its place by itself,
+        accelerator_config={"dispatch_batches": False},  # and every process reads it, to keep its part
         **_grouped_by_length(),
         **(_checkpointed() if optim.gradient_checkpointing else {}),
         **when,
@@ -207,13 +227,23 @@ def best_metric(recipe: Recipe, task: Task) -> str:
     )
 
 
-def planned_steps(recipe: Recipe, train_rows: int) -> int:
-    """Return how many optimizer steps the run has."""
+def planned_steps(recipe: Recipe, train_rows: int | None) -> int:
+    """Return how many optimizer steps the run has; a stream has no number of rows."""
     optim = recipe.optim
     if optim.max_steps is not None:
         return optim.max_steps
-    batches = math.ceil(train_rows / (optim.batch_size * int(os.environ.get("WORLD_SIZE", "1"))))
+    batches = math.ceil((train_rows or 1) / (optim.batch_size * int(os.environ.get("WORLD_SIZE", "1"))))
     return max(1, math.ceil(max(1, math.ceil(batches / optim.accumulate)) * optim.epochs))
+
+
+def rows_each_step(recipe: Recipe) -> int:
+    """Return how many rows an optimizer step takes, over all processes."""
+    return recipe.optim.batch_size * recipe.optim.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def row_count(rows: Any) -> int | None:
+    """Return the number of rows to train on; None of a stream."""
+    return None if isinstance(rows, IterableDataset) else len(rows)
 
 
 def _grouped_by_length() -> dict[str, Any]:

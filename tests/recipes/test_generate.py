@@ -96,7 +96,7 @@ def test_a_tiny_set_is_learned_by_heart(architecture, tiny_folder, rows, tmp_pat
     sequence = architecture in ("t5", "bart")
     names = ("source", "target") if sequence else ("prompt", "completion")
     run = tmp_path / "run"
-    task = {"type": "seq2seq" if sequence else "causal_lm", "metrics": ["exact_match", "bleu"], "max_new_tokens": 16}
+    task = {"type": "seq2seq" if sequence else "instruction", "metrics": ["exact_text", "bleu"], "max_new_tokens": 16}
     data = rows(*names)
     result = adapterlab.run(
         {
@@ -110,7 +110,7 @@ def test_a_tiny_set_is_learned_by_heart(architecture, tiny_folder, rows, tmp_pat
             "log": {"plot": False},
         }
     )
-    assert result.metrics["exact_match"] == 1
+    assert result.metrics["exact_text"] == 1
     assert result.metrics["perplexity"] < 1.2
     answers = Predictor(run).predict([question for question, _ in PAIRS])
     assert [answer[names[1]] for answer in answers] == [answer for _, answer in PAIRS]

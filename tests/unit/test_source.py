@@ -25,6 +25,7 @@ FLOORS = [
     ["trainer_hooks"],
     ["attaching"],
     ["loading", "merging", "combining", "converting", "pretrained", "features"],
+    ["chain"],
     ["tasks", "data"],
     ["recipe"],
     ["training"],

@@ -42,7 +42,7 @@ def folders(tmp_path_factory):
     return folder
 
 
-def opened(folder, method=None, task="causal_lm", **options):
+def opened(folder, method=None, task="instruction", **options):
     """Return a task, a model with an adapter, and a tokenizer that know each other."""
     task = TASKS.get(task)(options={"max_new_tokens": 8, **options})
     tokenizer = load_tokenizer(folder)
@@ -73,7 +73,7 @@ def recipe(folder, data, run, **task):
         "run": {"dir": str(run)},
         "model": {"name": folder},
         "adapter": {"method": "lora", "r": 4, "dropout": 0.0},
-        "task": {"type": "causal_lm", "max_new_tokens": 8, **task},
+        "task": {"type": "instruction", "max_new_tokens": 8, **task},
         "data": {"train": str(data), "eval": str(data), "max_length": 32},
         "optim": {"lr": 1e-2, "batch_size": 4, "max_steps": 2, "precision": "fp32"},
     }
@@ -201,7 +201,7 @@ def test_a_template_that_rewrites_the_past_is_refused(folders):
 )
 def test_messages_that_are_none(value, said):
     with pytest.raises(ValueError, match=said):
-        TASKS.get("causal_lm")().clean("messages", value)
+        TASKS.get("instruction")().clean("messages", value)
 
 
 def test_long_rows_are_cut_and_those_without_an_answer_left_out(folders):
@@ -324,7 +324,7 @@ def test_rouge_is_rouge_scores_and_reads_other_scripts():
 
 def test_other_metrics_of_texts():
     same = ["the quick brown fox jumps", "over the lazy dog"]
-    scores = compute(["bleu", "chrf", "exact_match"], same, same)
-    assert scores == {"bleu": pytest.approx(100), "chrf": pytest.approx(100), "exact_match": 1.0}
+    scores = compute(["bleu", "chrf", "exact_text"], same, same)
+    assert scores == {"bleu": pytest.approx(100), "chrf": pytest.approx(100), "exact_text": 1.0}
     assert compute(["perplexity"], [0.0, 3 * 0.6931472], [1.0, 2.0]) == {"perplexity": pytest.approx(2.0)}
     assert not METRICS.get("perplexity").higher_is_better
