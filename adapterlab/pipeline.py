@@ -29,11 +29,13 @@ from adapterlab.trainer_hooks import set_total_step
 from adapterlab.training import precision
 from adapterlab.training.callbacks import Narrator, read_metrics
 from adapterlab.training.evidence import RunEvidence
+from adapterlab.training.groups import parameter_groups
+from adapterlab.training.loggers import check_loggers
 from adapterlab.training.plot import plot_history
 from adapterlab.training.report import ResultRow, final_table, write_report
 from adapterlab.training.resuming import check_resumable
 from adapterlab.training.run_folder import RunFolder
-from adapterlab.training.trainer import build_trainer, planned_steps
+from adapterlab.training.trainer import best_metric, build_trainer, planned_steps
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class RunResult:
     seconds: float
     peak_memory: int
     adapter_bytes: int
+    eval_metric: str = "loss"  # what decided which state was kept ...
+    eval_best: float | None = None  # ... and its best value on the eval rows
     notes: tuple[str, ...] = ()
 
     @property
@@ -61,7 +65,7 @@ class RunResult:
 
 
 @dataclass
-class _Prepared:
+class Prepared:
     """Everything that a run needs, loaded and checked; nothing on disk has been touched."""
 
     recipe: Recipe
@@ -102,18 +106,20 @@ def run(
     folder = RunFolder(Path(str(recipe.run.dir)))
     checkpoint = folder.admit(resume, replace, refuses=_speaks())
     with quiet():
-        prepared = _prepare(recipe, console)
+        prepared = prepare(recipe, console)
         _announce(prepared, folder, checkpoint, console)
         return None if dry_run else _train(prepared, folder, checkpoint, console)
 
 
-def _prepare(recipe: Recipe, console: Console) -> _Prepared:
+def prepare(recipe: Recipe, console: Console) -> Prepared:
+    """Load data, backbone and adapter, and check that they fit; nothing is written."""
     task = Task.from_recipe(recipe.task, recipe.data)
+    check_loggers(list(recipe.log.to))
     number_format, why = precision.choose(recipe.optim.precision)
     with console.status("reading the data"):
         splits = load_splits(recipe.data, task, recipe.run.seed)
         task.fit(splits)
-    transformers.set_seed(recipe.run.seed)
+    transformers.set_seed(recipe.run.seed, deterministic=recipe.run.deterministic)
     with console.status(f"loading {recipe.model.name}"):
         tokenizer = load_tokenizer(recipe.model.name)
         model, fresh = load_backbone(recipe.model.name, task.auto_class, tokenizer, **task.model_kwargs())
@@ -127,6 +133,7 @@ def _prepare(recipe: Recipe, console: Console) -> _Prepared:
         "max_length": recipe.data.max_length,
     }
     need_guests(model).adapters["default"].about = about
+    parameter_groups(model, recipe.optim)  # here a rate for what isn't there fails
     set_total_step(model, planned_steps(recipe, splits.sizes["train"]))  # here a schedule that can't fit fails
     rows = {
         name: task.encode(split, tokenizer, recipe.data.max_length, name=name) for name, split in splits.named.items()
@@ -134,10 +141,10 @@ def _prepare(recipe: Recipe, console: Console) -> _Prepared:
     notes = [*splits.notes, *task.notes, f"Training in {number_format}: {why}."]
     if fresh:
         notes.append(f"The backbone's files have no weights for {', '.join(fresh)}: trained with the adapter.")
-    return _Prepared(recipe, task, splits, model, tokenizer, rows, summary(model), notes)
+    return Prepared(recipe, task, splits, model, tokenizer, rows, summary(model), notes)
 
 
-def _announce(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> None:
+def _announce(prepared: Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> None:
     recipe, counts = prepared.recipe, prepared.counts
     sizes = ", ".join(f"{size:,} {name}" for name, size in prepared.splits.sizes.items())
     steps = planned_steps(recipe, prepared.splits.sizes["train"])
@@ -157,7 +164,7 @@ def _announce(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, c
         console.print(f"[dim]{'note':>9}  {escape(note)}[/dim]", highlight=False, soft_wrap=True)
 
 
-def _train(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult | None:
+def _train(prepared: Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> RunResult | None:
     recipe = prepared.recipe
     if checkpoint is not None:
         check_resumable(checkpoint, prepared.model, planned_steps(recipe, prepared.splits.sizes["train"]))
@@ -173,7 +180,7 @@ def _train(prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, cons
 
 
 def _train_and_report(
-    prepared: _Prepared, folder: RunFolder, checkpoint: Path | None, console: Console
+    prepared: Prepared, folder: RunFolder, checkpoint: Path | None, console: Console
 ) -> RunResult | None:
     recipe, task, model = prepared.recipe, prepared.task, prepared.model
     narrator = Narrator(console, task.metrics)
@@ -211,8 +218,10 @@ def _train_and_report(
         trained=prepared.counts.trainable,
         total=prepared.counts.total,
         seconds=seconds,
-        peak_memory=_peak_memory(),
+        peak_memory=peak_memory(),
         adapter_bytes=sum(file.stat().st_size for file in folder.adapter.iterdir()),
+        eval_metric=best_metric(recipe, task),
+        eval_best=trainer.state.best_metric,
         notes=tuple(prepared.notes),
     )
     _report(prepared, folder, result, task.tables(seen))
@@ -227,7 +236,7 @@ def _train_and_report(
     return result
 
 
-def _report(prepared: _Prepared, folder: RunFolder, result: RunResult, tables: list[ReportTable]) -> None:
+def _report(prepared: Prepared, folder: RunFolder, result: RunResult, tables: list[ReportTable]) -> None:
     recipe, metrics = prepared.recipe, prepared.task.metrics
     title = f"{folder.path.name}: {recipe.adapter.method} on {recipe.model.name}"
     picture = None
@@ -255,7 +264,7 @@ def _speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Return the most memory that was in use, in bytes: of the GPU if there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()

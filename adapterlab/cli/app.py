@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from adapterlab.cli import browse, convert, environment, show, train, use
+from adapterlab.cli import browse, convert, environment, plan, show, train, use
 from adapterlab.cli.console import out, report_error
 from adapterlab.errors import AdapterLabError, ConfigError, unknown_name
 
@@ -83,7 +83,7 @@ app = typer.Typer(
 
 for panel, functions in (
     ("Look around", (browse.ls, browse.methods, show.show, browse.cp, browse.schema, environment.env)),
-    ("Train", (train.validate, train.train)),
+    ("Train", (train.validate, plan.estimate, train.train, plan.sweep)),
     ("Use", (use.evaluate, use.predict, convert.convert)),
 ):
     for function in functions:

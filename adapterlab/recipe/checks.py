@@ -43,7 +43,7 @@ def _option_problem(problem: str, method: str) -> tuple[strict_yaml.Path, str]:
 
 def check_task(draft: Draft) -> Problems:
     """Check the task's type and options, the metrics, and the names of the task's inputs."""
-    from adapterlab.tasks import METRICS, TASKS
+    from adapterlab.tasks import METRICS, TASKS, Task
 
     section = draft.section("task")
     problems: Problems = []
@@ -71,6 +71,10 @@ def check_task(draft: Draft) -> Problems:
                     f"a {kind} task has no such input: {unknown_key(name, (), list(task.columns))}",
                 )
             )
+    if draft.section("optim").get("label_smoothing") and task.spread is Task.spread:
+        problems.append(
+            (("optim", "label_smoothing"), f"a {kind} task has no classes to spread labels over: set it to 0.")
+        )
     best = draft.section("eval").get("best")
     measured = metrics or list(task.default_metrics)
     if isinstance(best, str) and isinstance(measured, list):

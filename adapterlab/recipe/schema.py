@@ -86,6 +86,9 @@ class RunSection(Section):
 
     dir: Text | None = Field(None, description="Folder of the run. Default: runs/ and the recipe's name.")
     seed: int = Field(42, ge=0, lt=2**32, description="Seeds splits, initialisation, order and dropout.")
+    deterministic: bool = Field(
+        False, description="Allow only kernels that give the same bits each time: slower on a GPU; a CPU does anyway."
+    )
 
 
 class ModelSection(Section):
@@ -209,17 +212,32 @@ class OptimSection(Section):
     """How the adapter is trained."""
 
     lr: float = Field(gt=0, description="Peak learning rate. Adapters want 1e-4 to 1e-2.", examples=["5e-4"])
-    schedule: Literal["linear", "cosine", "constant"] = Field(
+    head_lr: float | None = Field(
+        None, gt=0, description="Learning rate of the task head and of modules_to_save. Default: lr."
+    )
+    lora_plus: float | None = Field(
+        None, ge=1, description="LoRA+ (Hayou et al. 2024): the rate of the B matrices is so many times lr; e.g. 16."
+    )
+    schedule: Literal["linear", "cosine", "polynomial", "inverse_sqrt", "constant"] = Field(
         "linear", description="How the rate falls after the warm-up."
     )
     warmup_ratio: float = Field(0.06, ge=0, le=1, description="Share of the steps in which the rate rises to lr.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    warmup_steps: int | None = Field(None, ge=0, description="The same as a number of steps; overrides warmup_ratio.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="AdamW's weight decay, on matrices: not on biases, norms, factors and embeddings."
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of each label's probability that is spread over all classes in training."
+    )
     batch_size: int = Field(32, ge=1, description="Examples per step and device.")
     eval_batch_size: int = Field(64, ge=1, description="Examples per forward pass when evaluating.")
     epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps; overrides epochs.")
     accumulate: int = Field(1, ge=1, description="Batches whose gradients are added up before a step.")
     max_grad_norm: float = Field(1.0, ge=0, description="Clip gradients to this norm; 0 never clips.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations twice instead of keeping them: less memory, a third more time."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Number format of the backbone's maths. auto: what is fast here (see `adapterlab env`).",
@@ -241,8 +259,10 @@ class EvalSection(Section):
 class LogSection(Section):
     """What is written while training."""
 
-    to: list[Literal["jsonl"]] = Field(
-        ["jsonl"], description="Where metrics go: jsonl is metrics.jsonl in the run folder."
+    to: list[Literal["jsonl", "tensorboard", "wandb", "mlflow"]] = Field(
+        ["jsonl"],
+        description="Where metrics go: jsonl is metrics.jsonl in the run folder, tensorboard a folder of that name in "
+        "it; wandb and mlflow as their own settings say. All but jsonl need the extra of their name.",
     )
     plot: bool = Field(True, description="Draw loss.png at the end.")
 

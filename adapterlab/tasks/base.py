@@ -266,6 +266,16 @@ class Task(ABC):
         outputs = model(**batch)
         return getattr(outputs, "loss", None), outputs
 
+    def spread(self, outputs: Any, batch: dict[str, Any], items: Any = None) -> Any:
+        """Return the cross-entropy against labels spread evenly over all classes, for label smoothing.
+
+        Raises:
+            ConfigError: the task's loss is over no classes.
+        """
+        raise ConfigError(
+            f"optim.label_smoothing: a {self.type} task has no classes to spread labels over. Set it to 0."
+        )
+
     def outputs(self, outputs: Any, batch: dict[str, Any]) -> Any:
         """Return what is kept of a batch's outputs: a tensor of (rows, ...), or a tuple of them."""
         return outputs.logits
@@ -334,6 +344,17 @@ class Task(ABC):
         if item["type"] == "extra_forbidden":
             return f"task.{key}: {unknown_name(f'{self.type} option', key, self.Options.model_fields)}"
         return f"task.{key}: {item['msg']} (given: {item['input']!r})"
+
+
+def spread_evenly(logits: Any, labels: Any = None, items: Any = None) -> Any:
+    """Return the mean cross-entropy of logits (..., classes) against even labels, where `labels` isn't -100.
+
+    The sum is divided by `items`, if given, instead of by the number of positions.
+    """
+    values = -logits.float().log_softmax(-1).mean(-1)
+    if labels is not None:
+        values = values[labels != -100]
+    return values.mean() if items is None else values.sum() / items
 
 
 TASKS: Registry[type[Task]] = Registry("task type", group="adapterlab.tasks")

@@ -17,9 +17,12 @@ from transformers.trainer_pt_utils import nested_detach
 
 from adapterlab.data import Splits
 from adapterlab.recipe import Recipe
+from adapterlab.recipe.schema import OptimSection
 from adapterlab.tasks import METRICS, Predictions, Task
 from adapterlab.training import precision
 from adapterlab.training.callbacks import MetricsLog, Narrator
+from adapterlab.training.groups import parameter_groups
+from adapterlab.training.loggers import logger_callbacks
 from adapterlab.training.run_folder import RunFolder
 
 
@@ -28,14 +31,18 @@ class TaskTrainer(Trainer):
 
     Args:
         task: the task.
+        optim: the recipe's section, for rates and decays of parameters.
         measure: computes the metrics of the eval rows' outputs.
         options: for `Trainer`.
     """
 
     compute_metrics: Any
+    optimizer: Any
 
-    def __init__(self, task: Task, measure: Callable[[Any], dict[str, float]], **options: Any) -> None:
-        self.task = task
+    def __init__(
+        self, task: Task, optim: OptimSection, measure: Callable[[Any], dict[str, float]], **options: Any
+    ) -> None:
+        self.task, self.optim = task, optim
         super().__init__(
             compute_metrics=lambda output: measure(_in_order(output.predictions, self.eval_dataset)), **options
         )
@@ -56,7 +63,16 @@ class TaskTrainer(Trainer):
     ) -> Any:
         """Have the task compute the loss."""
         loss, outputs = self.task.forward(model, inputs, num_items_in_batch)
+        if share := self.optim.label_smoothing:
+            loss = (1 - share) * loss + share * self.task.spread(outputs, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Make the optimizer, with the recipe's rates and decays."""
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = kind(parameter_groups(self.model, self.optim), **options)
+        return self.optimizer
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -103,13 +119,14 @@ def build_trainer(
     """Return a Trainer whose every setting comes from the recipe; `rows` are the encoded splits."""
     trainer = TaskTrainer(
         task,
+        recipe.optim,
         lambda outputs: task.measure(Predictions(outputs, rows["eval"], splits.eval)),
         model=model,
         args=training_arguments(recipe, task, len(rows["train"]), folder),
         train_dataset=rows["train"],
         eval_dataset=rows["eval"],
         data_collator=task.collator(tokenizer),
-        callbacks=[narrator],
+        callbacks=[narrator, *logger_callbacks(list(recipe.log.to), folder.path)],
     )
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
@@ -134,7 +151,7 @@ def training_arguments(recipe: Recipe, task: Task, train_rows: int, folder: RunF
         seed=recipe.run.seed,
         learning_rate=optim.lr,
         lr_scheduler_type=optim.schedule if optim.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=round(optim.warmup_ratio * steps),
+        warmup_steps=round(optim.warmup_ratio * steps) if optim.warmup_steps is None else optim.warmup_steps,
         weight_decay=optim.weight_decay,
         per_device_train_batch_size=optim.batch_size,
         per_device_eval_batch_size=optim.eval_batch_size,
@@ -142,6 +159,7 @@ def training_arguments(recipe: Recipe, task: Task, train_rows: int, folder: RunF
         max_steps=optim.max_steps or -1,
         gradient_accumulation_steps=optim.accumulate,
         max_grad_norm=optim.max_grad_norm,
+        run_name=folder.path.name,
         bf16=number_format == "bf16",
         fp16=number_format == "fp16",
         use_cpu=precision.device() == "cpu",
@@ -157,6 +175,7 @@ def training_arguments(recipe: Recipe, task: Task, train_rows: int, folder: RunF
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=precision.device() == "cuda",
         **_grouped_by_length(),
+        **(_checkpointed() if optim.gradient_checkpointing else {}),
         **when,
     )
 
@@ -177,8 +196,20 @@ def planned_steps(recipe: Recipe, train_rows: int) -> int:
 
 
 def _grouped_by_length() -> dict[str, Any]:
-    """Batches of about equal lengths waste less on padding. transformers renamed the setting in 5.x."""
-    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
-    if "train_sampling_strategy" in fields:
-        return {"train_sampling_strategy": "group_by_length"}
-    return {"group_by_length": True}
+    """Batches of about equal lengths waste less on padding."""
+    return (
+        {"train_sampling_strategy": "group_by_length"}
+        if _known("train_sampling_strategy")
+        else {"group_by_length": True}
+    )
+
+
+def _checkpointed() -> dict[str, Any]:
+    """Keep no activations; not the re-entrant way, which wants gradients for a frozen backbone's inputs."""
+    name = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if _known(name))
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+def _known(name: str) -> bool:
+    """Whether this version of transformers has a setting: some were renamed within 5.x."""
+    return any(field.name == name for field in dataclasses.fields(TrainingArguments))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from tiny_workshop import furnish
 from typer.testing import CliRunner
 
 from adapterlab import errors
@@ -92,7 +93,9 @@ def test_the_verbs() -> None:
         "cp",
         "validate",
         "schema",
+        "estimate",
         "train",
+        "sweep",
         "eval",
         "predict",
         "convert",
@@ -253,40 +256,11 @@ def test_env_tells_versions_where_torch_is_broken() -> None:
 
 # --- a tiny run, end to end
 
-WORDS = ["good", "great", "fine", "lovely", "bad", "awful", "poor", "nasty", "the", "film", "was", "truly", "a"]
-
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a tiny BERT, a data set, a recipe, and the run that came of them."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
-
-    root = tmp_path_factory.mktemp("workshop")
-    set_seed(0)
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (root / "vocab.txt").write_text("\n".join(tokens))
-    BertTokenizerFast(str(root / "vocab.txt")).save_pretrained(root / "model")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=len(tokens), max_position_embeddings=32, **sizes)).save_pretrained(root / "model")
-    with (root / "train.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["review", "stars"])
-        for index in range(64):
-            word, other = WORDS[index % 8], WORDS[8 + index % 5]
-            writer.writerow(
-                [
-                    f"{other} film was {word} {WORDS[8 + index // 8 % 5]} {'truly ' * (index // 16)}",
-                    ["no", "yes"][index % 8 < 4],
-                ]
-            )
-    (root / "tiny.yaml").write_text(
-        "version: 1\n"
-        "model: {name: model}\n"
-        "adapter: {method: lora, r: 4, dropout: 0}\n"
-        "task: {type: classification, metrics: [accuracy]}\n"
-        "data: {train: train.csv, eval: 0.2, test: 0.2, columns: {text: review, label: stars}, max_length: 16}\n"
-        "optim: {lr: 1e-2, epochs: 8, batch_size: 8, precision: fp32}\n"
-    )
+    root = furnish(tmp_path_factory.mktemp("workshop"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         result = call("train", "tiny.yaml")

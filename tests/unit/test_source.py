@@ -16,7 +16,7 @@ PACKAGE = ROOT / "adapterlab"
 # A file imports from its own floor or from those above it in this list, never from one below.
 FLOORS = [
     ["", "errors"],
-    ["registry"],
+    ["registry", "search_space"],
     ["addresses", "anatomies", "backbones", "environment"],
     ["adapters", "fingerprint"],
     ["guests"],
@@ -30,6 +30,7 @@ FLOORS = [
     ["training"],
     ["predicting"],
     ["pipeline"],
+    ["estimating", "sweeping"],
     ["cli", "__main__"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
