@@ -6,6 +6,7 @@ The words are those of the VADER lexicon, each rated from -4 to 4 by ten people.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import random
 from pathlib import Path
@@ -36,7 +37,7 @@ def words(tmp_path_factory):
     rated = [line.split("\t")[:3] for line in lexicon.read_text("utf-8").splitlines()]
     rated = [(word, float(mean), float(spread)) for word, mean, spread in rated if word.isalpha()]
     random.Random(0).shuffle(rated)
-    pairs = [(one, two) for one, two in zip(rated, rated[1:], strict=False) if abs(one[1] - two[1]) > 2]
+    pairs = [(one, two) for one, two in itertools.pairwise(rated) if abs(one[1] - two[1]) > 2]
     kinds = {
         "regression": [{"text": word, "rating": mean} for word, mean, _ in rated],
         "multilabel": [
