@@ -74,15 +74,16 @@ class Classification(LabelledTask):
         """Cross-entropy, of each row times its class's weight."""
         from torch.nn.functional import cross_entropy
 
-        weights = self.learned.get("class_weights")
-        if weights is None:
-            return cross_entropy(logits, targets)
-        # Not torch's own weighted mean: divided by the batch's weights, it would depend on how rows are batched.
-        return (cross_entropy(logits, targets, reduction="none") * logits.new_tensor(weights)[targets]).mean()
+        return self._weighted(cross_entropy(logits, targets, reduction="none"), targets)
 
     def spread(self, outputs: Any, batch: dict[str, Any], items: Any = None) -> Any:
-        """See `Task.spread`."""
-        return spread_evenly(outputs.logits)
+        """See `Task.spread`; rows weigh as in the loss."""
+        return self._weighted(-outputs.logits.float().log_softmax(-1).mean(-1), batch["labels"])
+
+    def _weighted(self, losses: Any, targets: Any) -> Any:
+        # Not torch's own weighted mean: divided by the batch's weights, it would depend on how rows are batched.
+        weights = self.learned.get("class_weights")
+        return losses.mean() if weights is None else (losses * losses.new_tensor(weights)[targets]).mean()
 
     def measure(self, seen: Predictions) -> dict[str, float]:
         """Compute the task's metrics; a model that gives NaN is told apart from a bad one."""

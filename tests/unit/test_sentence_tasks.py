@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -99,6 +100,9 @@ def test_balanced_weights_make_classes_count_alike_and_the_mean_row_one():
     halves = [task.loss(logits[rows], targets[rows]) for rows in (slice(0, 2), slice(2, 4))]
     assert sum(halves) / 2 == pytest.approx(task.loss(logits, targets)), "however rows are batched"
     assert any("Weights in the loss: b 2, a 0.667." in note for note in task.notes)
+    even = -logits.log_softmax(-1).mean(-1)
+    spread = task.spread(SimpleNamespace(logits=logits), {"labels": targets})
+    assert spread.item() == pytest.approx((even[:3].mean() + even[3]).item() / 2), "smoothed labels weigh as others do"
     assert Task.from_state(task.state()).loss(logits, targets) == task.loss(logits, targets)
 
 
