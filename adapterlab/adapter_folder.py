@@ -101,10 +101,11 @@ def save(model: nn.Module, folder: str | Path, name: str | None = None) -> Path:
     try:
         prefix = guest.method.key_prefix
         bare = (*BARE, "base_model.")  # the latter: what all of a peft tuner's layers share
-        prefixed = {k if k.startswith(bare) else prefix + k: t.contiguous().cpu() for k, t in tensors.items()}
+        # clones: a head may hold one tensor under two names, which a file can't
+        prefixed = {k if k.startswith(bare) else prefix + k: t.cpu().clone().contiguous() for k, t in tensors.items()}
         save_file(prefixed, staging / WEIGHTS, metadata={"format": "pt"})
         _write_json(staging / EXTRA, _extra(model, guests, guest))
-        _write_json(staging / CONFIG, _peft_fields(model, guests, guest))
+        _write_json(staging / CONFIG, peft_fields(model, guests, guest))
         umask = os.umask(0)
         os.umask(umask)
         for file in (WEIGHTS, EXTRA, CONFIG):  # the config last: a folder with one is whole
@@ -160,7 +161,8 @@ def adapter_tensors(model: nn.Module, guest: Guest) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _peft_fields(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, Any]:
+def peft_fields(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, Any]:
+    """Return what an adapter's adapter_config.json holds."""
     config: Any = model.config
     fields = guest.method.to_peft(model, guests.backbone, guest.name, guest.config)
     task = next((t for ending, t in _TASK_TYPES.items() if type(model).__name__.endswith(ending)), None)
@@ -179,9 +181,9 @@ def _peft_fields(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, An
 
 
 def _extra(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, Any]:
-    active, config = guest.name in guests.active, cast(Any, model.config)
-    labels = labels_of(model) if guest.heads and active else guest.labels
-    problem_type = getattr(config, "problem_type", None) if active else guest.problem_type
+    heading, config = guest is guests.heading(), cast(Any, model.config)
+    labels = labels_of(model) if heading else guest.labels
+    problem_type = getattr(config, "problem_type", None) if heading else guest.problem_type
     return {
         "format": FORMAT,
         "adapterlab": __version__,

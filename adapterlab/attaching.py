@@ -226,6 +226,11 @@ def _admit(model: nn.Module, name: str) -> Guests:
         raise AdapterError(f"name '{name}' is one that torch uses for modules; choose another, e.g. '{name}-1'.")
     if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name)):
         raise AdapterError(f"name '{name}': letters, digits, '_' and '-' only, since it becomes part of a module path.")
+    if not isinstance(model, nn.Module):
+        raise BackboneError(
+            f"a transformers model is needed, and {model!r} was given. Load it first: "
+            "AutoModelForSequenceClassification.from_pretrained('bert-base-uncased')."
+        )
     guests = guests_of(model)
     if guests is not None:
         if name in guests.adapters:
@@ -253,15 +258,13 @@ def _admit(model: nn.Module, name: str) -> Guests:
 def _switch(model: nn.Module, guests: Guests, names: list[str]) -> None:
     """Make these adapters the active ones: in forward, in training, with their head and new tokens."""
     bringing = _agreed_on_tokens(model, names)
-    for name in guests.active[-1:]:  # its labels may have been renamed in the model's config meanwhile
-        if name in guests.adapters and guests.adapters[name].heads:
-            guests.adapters[name].labels = labels_of(model)
-            guests.adapters[name].problem_type = getattr(model.config, "problem_type", None)
+    if (heading := guests.heading()) is not None:  # its labels may have been renamed in the model's config meanwhile
+        heading.labels = labels_of(model)
+        heading.problem_type = getattr(model.config, "problem_type", None)
     guests.active = list(names)
     for method in {guest.method for guest in guests.adapters.values()}:
         method.activate(model, [name for name in names if guests.adapters[name].method is method])
-    with_heads = [guests.adapters[name] for name in names if guests.adapters[name].heads]
-    place_heads(model, guests, with_heads[-1] if with_heads else None)
+    place_heads(model, guests, guests.heading())
     token_rows.place(model, bringing)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -65,8 +65,13 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
         return False
     if one.get("dtype") == other.get("dtype") or (one.get("dtype") in _EXACT and other.get("dtype") in _EXACT):
         return False  # the digest would have been the same
-    pairs = list(zip(one.get("scales") or [], other.get("scales") or [], strict=False))
+    pairs = list(zip(_scales(one), _scales(other), strict=False))
     return bool(pairs) and all(abs(a - b) <= _TOLERANCE * max(abs(a), abs(b)) for a, b in pairs)
+
+
+def _scales(print_: dict[str, Any]) -> list[float]:
+    scales = print_.get("scales")  # from a file: they may be anything
+    return scales if isinstance(scales, list) and all(isinstance(scale, float) for scale in scales) else []
 
 
 def in_words(print_: dict[str, Any]) -> str:

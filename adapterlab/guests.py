@@ -54,6 +54,12 @@ class Guests:
     adapters: dict[str, Guest] = field(default_factory=dict)
     active: list[str] = field(default_factory=list)
 
+    def heading(self) -> Guest | None:
+        """Return the active adapter whose head and labels the model has: the last one with a head."""
+        return next(
+            (self.adapters[n] for n in reversed(self.active) if n in self.adapters and self.adapters[n].heads), None
+        )
+
     def pick(self, name: str | None, what: str) -> Guest:
         """Return the adapter of that name; without a name, the only one or the only active one.
 

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import peft
 import torch
 from torch import nn
 
 from adapterlab import token_files
-from adapterlab.adapter_folder import CONFIG, EXTRA, WEIGHTS, AdapterFiles, adapter_tensors, read
+from adapterlab.adapter_folder import CONFIG, EXTRA, WEIGHTS, AdapterFiles, adapter_tensors, peft_fields, read
 from adapterlab.adapters import METHODS, Method
 from adapterlab.adapters.targets import ALL_LINEAR
 from adapterlab.addresses import why_offline
 from adapterlab.attaching import activate, attach, detach
 from adapterlab.backbones import describe
-from adapterlab.errors import AdapterError, AdapterFolderError, AdapterLabError
+from adapterlab.errors import AdapterError, AdapterFolderError, AdapterLabError, did_you_mean
 from adapterlab.fingerprint import fingerprint, in_words, same
 from adapterlab.guests import guests_of, need_guests
 from adapterlab.heads import are_named, label_output, labels_of, set_labels
 from adapterlab.token_rows import NewTokens
 
 M = TypeVar("M", bound=nn.Module)
+
+_PEFTS = {field.name for field in dataclasses.fields(peft.PeftConfig)}  # every config of peft's has them
 
 
 def load(
@@ -128,12 +132,17 @@ def _method_of(files: AdapterFiles) -> Method:
 
 
 def _options(method: Method, files: AdapterFiles) -> dict[str, Any]:
-    options = method.from_peft(files.fields, files.tensors)
+    try:
+        options = method.from_peft(files.fields, files.tensors)
+    except KeyError as error:
+        raise AdapterFolderError(
+            f"{files.folder / CONFIG} has no field {error}, which '{method.name}' needs. Get the file again."
+        ) from None
     own = files.extra.get("options")
     if isinstance(own, dict):  # we wrote it: nothing was lost in peft's spelling but what the file folded away
         options = {key: value for key, value in own.items() if value is not None} | options
         if own.get("target_modules") == ALL_LINEAR:
-            options["target_modules"] = ALL_LINEAR
+            options |= {key: own[key] for key in ("target_modules", "layers") if key in own}
         return options
     # peft lists the usual names of heads whether the model has them or not
     saved = [str(ending) for ending in files.fields.get("modules_to_save") or []]
@@ -160,7 +169,9 @@ def _check_kind(model: nn.Module, files: AdapterFiles) -> None:
 def _check_backbone(model: nn.Module, files: AdapterFiles) -> None:
     guests = guests_of(model)
     theirs, ours = files.extra.get("fingerprint"), guests.fingerprint if guests else fingerprint(model, describe(model))
-    if not isinstance(theirs, dict) or ours is None or same(theirs, ours):
+    if theirs is not None and not isinstance(theirs, dict):
+        raise AdapterFolderError(f"{files.folder / EXTRA}: fingerprint must be a mapping, and is {theirs!r}.")
+    if theirs is None or ours is None or same(theirs, ours):
         return
     address = files.fields.get("base_model_name_or_path") or "a backbone without a name"
     mine = getattr(model.config, "_name_or_path", "") or type(model).__name__
@@ -183,10 +194,23 @@ def _labels(model: nn.Module, files: AdapterFiles) -> list[str] | None:
     return labels if labels and len(labels) != len(known) else None
 
 
+def _check_fields(files: AdapterFiles, method: Method, known: set[str]) -> None:
+    """Refuse a file that says more than is read here: it may change what the adapter computes."""
+    foreign = [field for field, value in files.fields.items() if value and field not in known]
+    if foreign:
+        listed = ", ".join(f"{field}={files.fields[field]!r}" for field in foreign)
+        raise AdapterFolderError(
+            f"{files.folder / CONFIG} has fields that '{method.name}' of peft {peft.__version__} doesn't have: "
+            f"{listed}.{did_you_mean(foreign[0], known)} They may change what the adapter computes. Upgrade peft if a "
+            "newer one wrote the file; if you know that they don't matter, take them out of it."
+        )
+
+
 def _fill(model: nn.Module, method: Method, files: AdapterFiles, name: str) -> None:
     guests = need_guests(model)
     guest = guests.adapters[name]
     method.adopt(model, name, files.fields)
+    _check_fields(files, method, {*_PEFTS, *peft_fields(model, guests, guest)})
     if not files.extra.get("heads"):  # none was trained with it: then the model's own is the right one
         for path in [path for path in guest.heads if not any(key.startswith(path + ".") for key in files.tensors)]:
             del guest.heads[path]
@@ -201,12 +225,11 @@ def _fill(model: nn.Module, method: Method, files: AdapterFiles, name: str) -> N
     ]
     problems += [f"not finite: {key}" for key, tensor in files.tensors.items() if not torch.isfinite(tensor).all()]
     if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems[:12])
-        more = f"\n  ... and {len(problems) - 12} more" if len(problems) > 12 else ""
+        listed = "\n".join(f"  {problem}" for problem in problems)
         raise AdapterFolderError(
             f"the adapter in '{files.folder}' ({method.name}, made for "
             f"{files.extra.get('architecture') or files.fields.get('base_model_name_or_path') or 'an unnamed model'}) "
-            f"doesn't fit this {type(model).__name__}:\n{listed}{more}\n"
+            f"doesn't fit this {type(model).__name__}:\n{listed}\n"
             "Load it into the backbone and head that it was trained on."
         )
     method.load_state(model, name, guest.config, files.tensors)

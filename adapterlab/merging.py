@@ -94,21 +94,31 @@ def _check(model: nn.Module, guests: Guests, chosen: list[Guest]) -> None:
 
 def _untie(model: nn.Module, names: set[str]) -> list[tuple[nn.Module, str, nn.Parameter]]:
     """Give weights tied to one that will change their own copy; return what was where."""
-    ends = defaultdict(list)
-    for path, parameter in model.named_parameters(remove_duplicate=False):
-        ends[parameter].append(path)
     changed = []
-    for parameter, paths in ends.items():
+    for parameter, paths in _ends(model).items():
         wrapped = [path for path in paths if _is_adapted(model, path, names)]
         if len(paths) < 2 or not wrapped:
             continue
         for path in paths:
             if path != wrapped[0]:
-                owner, _, key = path.rpartition(".")
-                module = model.get_submodule(owner)
-                setattr(module, key, nn.Parameter(parameter.data.clone(), requires_grad=parameter.requires_grad))
-                changed.append((module, key, parameter))
+                changed.append((*_give_copy(model, path, parameter), parameter))
     return changed
+
+
+def _ends(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """Return the paths of each parameter; a tied one has several."""
+    ends = defaultdict(list)
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        ends[parameter].append(path)
+    return ends
+
+
+def _give_copy(model: nn.Module, path: str, parameter: nn.Parameter) -> tuple[nn.Module, str]:
+    """Put a copy of a tied parameter at one of its paths; return where that is."""
+    owner, _, key = path.rpartition(".")
+    module = model.get_submodule(owner)
+    setattr(module, key, nn.Parameter(parameter.data.clone(), requires_grad=parameter.requires_grad))
+    return module, key
 
 
 def _is_adapted(model: nn.Module, path: str, names: set[str]) -> bool:
@@ -136,6 +146,9 @@ def _say_untied(model: nn.Module, names: list[str]) -> None:
     config: Any = model.config
     config.tie_word_embeddings = False
     config.get_text_config().tie_word_embeddings = False
+    for parameter, paths in _ends(model).items():  # nothing is tied again when the model is loaded, biases neither
+        for path in paths[1:]:
+            _give_copy(model, path, parameter)
     warnings.warn(
         f"merging {', '.join(names)} changed a weight that was tied to another one: they are untied now "
         "(config.tie_word_embeddings=False), and the saved model is larger by one of them.",

@@ -20,6 +20,7 @@ from rich.markup import escape
 from adapterlab.adapter_folder import save
 from adapterlab.attaching import Summary, attach, summary
 from adapterlab.data import Splits, load_splits
+from adapterlab.data.statistics import as_tables, describe
 from adapterlab.environment import describe_environment
 from adapterlab.guests import need_guests
 from adapterlab.pretrained import load_backbone, load_tokenizer, portable_address, quiet
@@ -253,6 +254,12 @@ def _report(prepared: Prepared, folder: RunFolder, result: RunResult, tables: li
         split=result.split,
         tables=tables,
         sizes=prepared.splits.sizes,
+        statistics=as_tables(
+            {
+                name: describe(rows, cut=prepared.task.cut.get(name), labels=prepared.task.labels)
+                for name, rows in prepared.rows.items()
+            }
+        ),
         notes=result.notes,
         environment=describe_environment(),
         picture=picture.name if picture else None,

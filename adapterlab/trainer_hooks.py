@@ -115,7 +115,7 @@ class AdapterCallback(TrainerCallback):
         """Put the training state where the Trainer looks for weights when it resumes or loads the best model."""
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if guests_of(model) is not None and state.is_world_process_zero and checkpoint.is_dir():
-            tensors = {path: tensor.contiguous().cpu() for path, tensor in training_state(model).items()}
+            tensors = {path: tensor.cpu().clone().contiguous() for path, tensor in training_state(model).items()}
             save_file(tensors, checkpoint / TRAINING_STATE, metadata={"format": "pt"})
 
 

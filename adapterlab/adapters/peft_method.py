@@ -180,14 +180,10 @@ class PeftMethod(TunerMethod):
         """Read peft's fields; the targets are taken from the tensors' names where those tell.
 
         Raises:
-            ConfigError: the file trains biases of the backbone, or says something that this peft doesn't know.
+            ConfigError: the file trains biases of the backbone.
         """
         if fields.get("bias", "none") != "none":
             raise ConfigError(f"bias={fields['bias']}: an adapter that trains the backbone's biases can't be loaded.")
-        theirs = set(self.Config.peft_class.__dataclass_fields__)
-        foreign = [key for key, value in fields.items() if key not in theirs and value]
-        if foreign:
-            raise ConfigError(f"{foreign[0]}: {self.name} of peft {peft.__version__} has no such field.")
         options = {name: fields[name] for name in self.Config.option_names if fields.get(name) is not None}
         for name in self.Config.known.divides:
             options[name] = options.get(name) or None  # peft writes 0 for the one that isn't used

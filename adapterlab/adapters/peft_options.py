@@ -103,7 +103,7 @@ def fit(config: PeftMethodConfig, shapes: list[tuple[int, int]]) -> dict[str, in
     """Return values that suit layers of these (in, out) features for options that were left out.
 
     Raises:
-        ConfigError: a given value doesn't divide the widths that it must divide.
+        ConfigError: a given value doesn't divide the widths that it must divide, or is more than the layers allow.
     """
     known, defaults = config.known, config.peft_class()
     sizes = sorted({shape[side] for shape in shapes for side in known.sides})
@@ -115,11 +115,17 @@ def fit(config: PeftMethodConfig, shapes: list[tuple[int, int]]) -> dict[str, in
                 f"{option}: {value} doesn't divide the widths of the layers to adapt, {', '.join(map(str, sizes))}. "
                 f"It may be {', '.join(map(str, divisors))}, or be left out."
             )
-    fitted = {
-        option: min(getattr(defaults, option), *(most(*shape) for shape in shapes))
-        for option, most in known.most.items()
-        if getattr(config, option) is None
-    }
+    fitted = {}
+    for option, most in known.most.items():
+        value, limit = getattr(config, option), min(most(*shape) for shape in shapes)
+        if value is None:
+            fitted[option] = min(getattr(defaults, option), limit)
+        elif value > limit:
+            raise ConfigError(
+                f"{option}: {value} is more than the layers to adapt allow, {limit} at most for features "
+                f"{', '.join(f'{fan_in} to {fan_out}' for fan_in, fan_out in sorted(set(shapes)))}. "
+                "Lower it, or leave it out."
+            )
     if known.divides and not given:
         usual = getattr(defaults, known.divides[0])
         fitted[known.divides[0]] = max(n for n in divisors if n <= usual)

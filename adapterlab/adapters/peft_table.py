@@ -35,6 +35,10 @@ def _elements(fan_in: int, fan_out: int) -> int:
     return fan_in * fan_out
 
 
+def _inputs(fan_in: int, fan_out: int) -> int:
+    return fan_in
+
+
 def _half_full(fan_in: int, fan_out: int) -> int:
     """Return the largest r with r (in + out) elements of in x out."""
     return fan_in * fan_out // (fan_in + fan_out)
@@ -61,6 +65,7 @@ KNOWN: dict[str, Known] = {
     "delora": Known(
         "LoRA with normalised rank-one parts: direction and strength are learned apart",
         "Bini et al. 2025, arXiv:2503.18225",
+        most={"r": min},
     ),
     "fourierft": Known(
         "a few trained coefficients of each update's Fourier transform",
@@ -85,12 +90,16 @@ KNOWN: dict[str, Known] = {
         conv1d=True,
     ),
     "hira": Known(
-        "high-rank updates: the weight, element by element, times a low-rank matrix", conv1d=True, merges_alone=True
+        "high-rank updates: the weight, element by element, times a low-rank matrix",
+        conv1d=True,
+        merges_alone=True,
+        most={"r": min},
     ),
     "hra": Known(
         "linears turned by a chain of Householder reflections",
         "Yuan et al. 2024, arXiv:2405.17484",
         merges_alone=True,
+        most={"r": _inputs},
     ),
     "ia3": Known(
         "scales keys, values and the FFN's inner activations; the fewest parameters",
@@ -104,7 +113,11 @@ KNOWN: dict[str, Known] = {
         merges=False,  # the mix depends on the input
     ),
     "ln_tuning": Known("trains copies of the norms", "Zhao et al. 2023, arXiv:2312.11420", conv1d=True, alone=True),
-    "loha": Known("element-wise product of two low-rank matrices (LyCORIS)", "Hyeon-Woo et al. 2021, arXiv:2108.06098"),
+    "loha": Known(
+        "element-wise product of two low-rank matrices (LyCORIS)",
+        "Hyeon-Woo et al. 2021, arXiv:2108.06098",
+        most={"r": min},
+    ),
     "lokr": Known("Kronecker product of small matrices (LyCORIS)", "Yeh et al. 2023, arXiv:2309.14859"),
     "miss": Known(
         "one small block, shared along each linear's input",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import peft
 import torch
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, model_validator
 from torch import nn
 
 from adapterlab.adapters.base import Method, MethodConfig, register_method
@@ -42,6 +42,15 @@ class PrefixConfig(MethodConfig):
         description="start of the prefix: N(0, init_std) or zero",
     )
     init_std: float = Field(1.0, gt=0, description="spread of the 'normal' start")
+
+    @model_validator(mode="after")
+    def _check(self) -> PrefixConfig:
+        if self.encoder_hidden_size is not None and not self.prefix_projection:
+            raise ValueError(
+                "encoder_hidden_size is the width of the MLP, and there is none: set prefix_projection=True, or leave "
+                "it out"
+            )
+        return self
 
 
 class PrefixEncoder(nn.Module):
@@ -190,6 +199,7 @@ class Prefix(Method):
         return {
             "num_virtual_tokens": fields["num_virtual_tokens"],
             "prefix_projection": False,
+            "encoder_hidden_size": None,
             "preserve_positions": fields.get("preserve_positions", False),
         }
 

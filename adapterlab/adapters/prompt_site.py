@@ -42,7 +42,7 @@ def install(model: nn.Module, backbone: Backbone, site: Site, length: int) -> Pr
             f"virtual tokens are embeddings, and {type(module).__name__} can't be given them: it {lacks}. "
             "Use 'lora' for this backbone."
         )
-    if "cache_params" in names:
+    if getattr(module, "_is_stateful", False):  # transformers' word for Mamba and its like
         raise BackboneError(
             f"{type(module).__name__} keeps what it has read in a state of fixed size, which doesn't tell whether the "
             "virtual tokens are in it. Use 'lora' for this backbone."

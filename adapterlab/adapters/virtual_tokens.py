@@ -17,6 +17,7 @@ from adapterlab.errors import BackboneError
 # inputs that may have an entry for each token: those that are lengthened, and those that have none
 UNDERSTOOD = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "labels", "head_mask")
 PER_TOKEN = ("last_hidden_state", "hidden_states", "attentions")
+CACHES = ("cache", "past_key_values")  # what transformers calls the cache, since 5.24 and before
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Prepend:
                 "virtual tokens stand in front of each row, and several texts packed into one row would share them. "
                 "Give one text per row, or use lora."
             )
-        if getattr(inputs.get("past_key_values"), "is_compileable", False):
+        if getattr(_cache(inputs), "is_compileable", False):
             raise BackboneError(
                 "a static cache has no room for virtual tokens: it is made for the text's length. "
                 "Generate without cache_implementation."
@@ -161,8 +162,12 @@ class LengthenCross:
 
 def cached(inputs: dict[str, Any]) -> int:
     """Return how many positions the cache among a forward's inputs holds."""
-    cache = inputs.get("past_key_values")
+    cache = _cache(inputs)
     return int(cache.get_seq_length()) if cache is not None else 0
+
+
+def _cache(inputs: dict[str, Any]) -> Any:
+    return next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
 
 
 def _lengthen(mask: Any, length: int, dims: int) -> torch.Tensor:

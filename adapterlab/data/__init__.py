@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adapterlab.data.columns import Rows, RowSchema, map_columns
+from adapterlab.data.formats import some
 from adapterlab.data.labels import map_labels
 from adapterlab.data.overlaps import settle_overlaps
 from adapterlab.data.record import compare, record_of
@@ -77,7 +78,7 @@ class Splits:
         """Say in which lines of which files some rows of a split stand; where that isn't known, which rows they are."""
         if name in self.origins:
             return self.origins[name].locate(rows)
-        return f"rows {', '.join(str(row + 1) for row in rows[:5])} of {name}"
+        return f"row{'s' if len(rows) > 1 else ''} {some([row + 1 for row in rows])}"
 
     def record(self) -> dict[str, Any]:
         """Return the rows of each split by file and line, with digests of the rows and files, as JSON can hold it."""

@@ -39,7 +39,7 @@ class RowSchema(Protocol):
         Where `data.columns` names several of the file's columns for it, the value is a dict of theirs.
 
         Raises:
-            ValueError: the value is of a kind that can't be used; the message goes on from "row 3, column 'x': ".
+            ValueError: the value is of a kind that can't be used; the message goes on from "where column 'x' ".
         """
 
     def check(self, row: Mapping[str, Any]) -> str | None:

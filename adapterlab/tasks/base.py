@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from adapterlab.data.formats.parsed import some
 from adapterlab.data.preparing import Preparation
 from adapterlab.errors import ConfigError, did_you_mean, unknown_name
 from adapterlab.registry import Registry
@@ -320,7 +321,7 @@ class Task(ABC):
         """Return what words where rows of a split stand: file and line, where that is known."""
         if self.splits is not None and name in self.splits.named:
             return functools.partial(self.splits.locate, name)
-        return lambda rows: f"rows {', '.join(str(row + 1) for row in rows[:5])}"
+        return lambda rows: f"row{'s' if len(rows) > 1 else ''} {some([row + 1 for row in rows])}"
 
     def note(self, text: str) -> None:
         """Keep a note for the report, once."""

@@ -58,7 +58,7 @@ class Classification(LabelledTask):
     def check_labels(self, dataset: Dataset, name: str) -> None:
         """Refuse rows whose label the task doesn't know, and rows of one class where ranking them is measured."""
         counts = Counter(dataset["label"])
-        self.refuse_strangers(counts, len(dataset), name)
+        self.refuse_strangers([[label] for label in dataset["label"]], name)
         if name != "train" and "roc_auc" in self.metrics and len(counts) < 2:
             raise DataError(
                 f"{name} has rows of only one class, '{next(iter(counts))}', which roc_auc can't be measured on. "

@@ -89,26 +89,27 @@ class LabelledTask(SentenceTask):
         more = "" if len(weights) <= _SHOWN else f", and {len(weights) - _SHOWN} smaller ones"
         self.note(f"Weights in the loss: {told}{more}.")
 
-    def refuse_strangers(self, counts: Counter[str], rows: int, name: str) -> None:
+    def refuse_strangers(self, labels: Sequence[Sequence[str]], name: str) -> None:
         """Refuse labels that the task doesn't know.
 
         Args:
-            counts: rows of each label, in all `rows`.
+            labels: those of each row.
             name: of the split, for the message.
 
         Raises:
-            DataError: with those labels.
+            DataError: with those labels and where they stand.
         """
         self.need_fit()
         known, source = set(self.labels), self._labels_from
-        strangers = {label: count for label, count in counts.items() if label not in known}
-        if not strangers:
+        rows = [row for row, given in enumerate(labels) if not known.issuperset(given)]
+        if not rows:
             return
+        strangers = list(dict.fromkeys(label for row in rows for label in labels[row] if label not in known))
         fix = "Add them to data.labels" if source == "data.labels" else "Mend the labels"
         raise DataError(
-            f"{name} holds labels that {source} doesn't have: {some(list(strangers))} "
-            f"({sum(strangers.values()):,} of {rows:,} rows).{did_you_mean(next(iter(strangers)), known)} "
-            f"{source} has: {some(self.labels)}. {fix}, or leave those rows out."
+            f"{name} holds labels that {source} doesn't have: {some(strangers)} "
+            f"({len(rows):,} of {len(labels):,} rows: {self.locator(name)(rows)})."
+            f"{did_you_mean(strangers[0], known)} {source} has: {some(self.labels)}. {fix}, or leave those rows out."
         )
 
     def model_kwargs(self) -> dict[str, Any]:

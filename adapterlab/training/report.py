@@ -79,6 +79,7 @@ def write_report(
     split: str = "test",
     tables: Sequence[ReportTable] = (),
     sizes: Mapping[str, int] | None = None,
+    statistics: str = "",
     notes: Sequence[str] = (),
     environment: Mapping[str, Any] | None = None,
     picture: str | None = None,
@@ -94,6 +95,7 @@ def write_report(
         split: what the metrics were measured on.
         tables: what `Task.tables` returns.
         sizes: rows per split.
+        statistics: tables of the encoded rows, in Markdown (`adapterlab.data.statistics`).
         notes: what was found and done on the way (`Splits.notes`, `Task.notes`).
         environment: versions and hardware, by name.
         picture: the file name of loss.png, seen from the report.
@@ -105,10 +107,12 @@ def write_report(
         parts.append(f"![train and eval loss, {metrics[0] if metrics else 'metric'}]({picture})")
     for table in tables:
         parts += [f"## {table.title}", *([table.said] if table.said else []), _markdown(table.header, table.body)]
-    if sizes or notes:
+    if sizes or statistics or notes:
         parts.append("## Data")
     if sizes:
         parts.append("Rows: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items()) + ".")
+    if statistics:
+        parts += ["Lengths in tokens, texts cut, and classes:", statistics.strip()]
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
     parts += ["## Recipe", f"```yaml\n{recipe_yaml.strip()}\n```"]

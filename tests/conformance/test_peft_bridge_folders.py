@@ -136,7 +136,7 @@ def test_an_adapter_that_peft_made_and_trained(tiny, logits, train, tmp_path, co
     ("change", "message"),
     [
         ({"bias": "vera_only"}, "trains the backbone's biases"),
-        ({"a_field_of_tomorrow": 3}, "a_field_of_tomorrow: vera of peft .* has no such field"),
+        ({"a_field_of_tomorrow": 3}, "fields that 'vera' of peft .* doesn't have: a_field_of_tomorrow=3"),
         ({"r": 0}, "r: Input should be greater than or equal to 1"),
         ({"peft_type": "XLORA"}, "peft_type 'XLORA'"),
     ],

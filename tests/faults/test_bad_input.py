@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -198,7 +199,7 @@ def test_an_adapter_of_a_method_we_do_not_have(tiny, saved):
 def test_a_method_other_than_the_files(tiny, saved):
     edit(saved, "adapter_config.json", peft_type="PREFIX_TUNING", num_virtual_tokens=5)
     edit(saved, "adapterlab.json", method="prefix", options={})
-    refused(tiny("bert"), saved, "doesn't fit|prompt_embeddings")
+    refused(tiny("bert"), saved, "has fields that 'prefix' of peft .* doesn't have: .*lora_alpha=16")
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
@@ -224,6 +225,49 @@ def test_numbers_that_are_not_finite(tiny, saved):
     tensors[name] = torch.full_like(tensors[name], float("nan"))
     save_file(tensors, saved / "adapter_model.safetensors")
     refused(tiny("bert"), saved, "not finite: ")
+
+
+def test_everything_that_does_not_fit_is_in_one_report(tiny, saved):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(saved / "adapter_model.safetensors")
+    names = sorted(name for name in tensors if "lora_" in name)
+    gone, reshaped, infinite = names[:15], names[15], names[16]
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in gone}
+    tensors[reshaped] = torch.ones(2, 2)
+    tensors[infinite][0] = float("inf")
+    tensors["base_model.model.bert.stray"] = torch.ones(3)
+    save_file(tensors, saved / "adapter_model.safetensors")
+    listed = [*(f"missing: {name}" for name in gone), "unexpected: base_model.model.bert.stray"]
+    listed += [f"other shape: {reshaped}", f"not finite: {infinite}"]
+    for line in listed:
+        refused(tiny("bert"), saved, re.escape(line.replace("base_model.model.", "")))
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "prefix", "prompt", "bottleneck", "ia3"])
+@pytest.mark.parametrize("whose", ["ours", "peft's"])
+def test_fields_that_nobody_here_knows(tiny, tmp_path, method, whose):
+    adapterlab.save(adapterlab.attach(tiny("bert"), method), tmp_path)
+    if whose == "peft's":
+        (tmp_path / "adapterlab.json").unlink()
+    edit(tmp_path, "adapter_config.json", nothing_of_tomorrow=None, scale_of_tomorrow="log")
+    refused(tiny("bert"), tmp_path, "has fields that .* doesn't have: scale_of_tomorrow='log'.*Upgrade peft")
+    edit(tmp_path, "adapter_config.json", scale_of_tomorrow=False)
+    adapterlab.load(tiny("bert"), tmp_path)
+
+
+def test_fields_that_are_missing_or_damaged(tiny, saved):
+    whole = (saved / "adapter_config.json").read_text()
+    fields = json.loads(whole)
+    del fields["lora_alpha"]
+    (saved / "adapter_config.json").write_text(json.dumps(fields))
+    refused(tiny("bert"), saved, "has no field 'lora_alpha', which 'lora' needs")
+    (saved / "adapter_config.json").write_text(whole)
+    fingerprint = json.loads((saved / "adapterlab.json").read_text())["fingerprint"]
+    edit(saved, "adapterlab.json", fingerprint=fingerprint | {"digest": "0", "dtype": "float16", "scales": "none"})
+    refused(tiny("bert"), saved, "was trained on")
+    edit(saved, "adapterlab.json", fingerprint="3fa94c01")
+    refused(tiny("bert"), saved, "fingerprint must be a mapping, and is '3fa94c01'")
 
 
 def test_sources_that_lead_nowhere(tiny, tmp_path):

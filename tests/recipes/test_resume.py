@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import CONFIGS
@@ -73,6 +74,35 @@ def test_a_resumed_run_is_the_run_it_would_have_been(workshop, tmp_path, monkeyp
         for name in ("whole", "stopped")
     ]
     assert steps[0] == steps[1]
+
+
+def test_a_run_keeps_its_splits_and_goes_on_with_no_others(workshop, tmp_path, monkeypatch):
+    from adapterlab.training.callbacks import Narrator
+
+    def die(self, args, state, control, **kwargs):
+        if state.global_step == 30:
+            raise StopTheRunError
+
+    rows = tmp_path / "rows.csv"
+    content = Path(workshop["data"]["train"]).read_text()
+    rows.write_text(content)
+    run = tmp_path / "run"
+    recipe = {**workshop, "data": {**workshop["data"], "train": str(rows)}, "run": {"dir": str(run)}}
+    with monkeypatch.context() as patch:
+        patch.setattr(Narrator, "on_step_end", die)
+        with pytest.raises(StopTheRunError):
+            adapterlab.run(recipe)
+    record = json.loads((run / "splits.json").read_text())["splits"]
+    assert {name: split["rows"] for name, split in record.items()} == {"train": 96, "eval": 24}
+    assert record["eval"]["files"][0]["file"] == "rows.csv"
+    rows.write_text(content.replace("plot 119", "plot 999"))
+    with pytest.raises(adapterlab.AdapterLabError, match=r"splits\.json' records: 'rows\.csv' changed"):
+        adapterlab.run(recipe, resume="auto")
+    rows.write_text(content)
+    adapterlab.run(recipe, resume="auto")
+    report = (run / "report.md").read_text()
+    assert "| train | 96 | " in report
+    assert "| eval | 12 (50.0%) | 12 (50.0%) |" in report
 
 
 def test_replace_keeps_what_is_not_the_runs(workshop, tmp_path):

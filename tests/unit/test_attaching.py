@@ -43,6 +43,28 @@ def test_layers(tiny, method):
     assert all(".layer.1." in name for name in names)
 
 
+@pytest.mark.parametrize("model", ["bert-base-uncased", None])
+def test_what_is_no_model(model):
+    with pytest.raises(adapterlab.AdapterLabError, match=f"transformers model is needed, and {model!r} was.*Load it"):
+        adapterlab.attach(model, "lora")
+
+
+def test_a_width_of_an_mlp_that_is_not_there(tiny, tmp_path):
+    with pytest.raises(adapterlab.AdapterLabError, match=r"encoder_hidden_size is the width .* prefix_projection=True"):
+        adapterlab.attach(tiny("bert"), "prefix", encoder_hidden_size=8)
+    model = adapterlab.attach(tiny("bert"), "prefix", encoder_hidden_size=8, prefix_projection=True)
+    adapterlab.load(tiny("bert"), adapterlab.save(model, tmp_path))
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "bottleneck", "vera", "ia3"])
+def test_an_adapter_of_some_layers_is_loaded(tiny, logits, tmp_path, method):
+    model = adapterlab.attach(tiny("bert"), method, layers=[-1])
+    randomize(model)
+    adapterlab.save(model, tmp_path)
+    again = adapterlab.load(tiny("bert"), tmp_path)
+    assert torch.equal(logits(again), logits(model))
+
+
 def test_two_adapters_side_by_side(tiny, logits):
     model = tiny("bert")
     backbone = logits(model)

@@ -104,7 +104,9 @@ def test_a_label_that_train_never_saw_is_named_with_its_split():
     task = Classification()
     with pytest.raises(DataError) as caught:
         task.fit(Splits(rows("pos", "neg"), rows("pos"), rows("Neg", "Neg", "pos")))
-    assert "test holds labels that train doesn't have: 'Neg' (2 of 3 rows). Did you mean 'neg'?" in str(caught.value)
+    assert "test holds labels that train doesn't have: 'Neg' (2 of 3 rows: rows 1, 2). Did you mean 'neg'?" in str(
+        caught.value
+    )
 
 
 def test_labels_outside_the_given_list_are_refused_and_unused_ones_noted():
@@ -116,7 +118,9 @@ def test_labels_outside_the_given_list_are_refused_and_unused_ones_noted():
 def test_a_rebuilt_task_checks_rows_against_the_adapters_labels():
     task = Task.from_state(fitted("neg", "pos").state())
     task.check_labels(rows("pos", "neg"), "test")
-    with pytest.raises(DataError, match=r"new.csv holds labels that the adapter doesn't have: 'mixed' \(1 of 2 rows\)"):
+    with pytest.raises(
+        DataError, match=r"new.csv holds labels that the adapter doesn't have: 'mixed' \(1 of 2 rows: row 2\)"
+    ):
         task.check_labels(rows("pos", "mixed"), "new.csv")
 
 

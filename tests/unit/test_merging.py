@@ -69,6 +69,18 @@ def test_a_tied_weight_is_untied_and_its_other_end_kept(tiny, logits, tmp_path, 
     assert torch.equal(logits(type(model).from_pretrained(tmp_path)), logits(model))
 
 
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "albert", "deberta-v2"])
+def test_a_bias_that_was_tied_along_is_saved_too(tiny, logits, tmp_path, architecture):
+    model = tiny(architecture, "MaskedLM")
+    torch.nn.init.normal_(model.get_output_embeddings().bias)
+    adapterlab.attach(model, "lora", target_modules=["word_embeddings"], r=4)
+    randomize(model)
+    with pytest.warns(UserWarning, match="they are untied now"):
+        adapterlab.merge(model)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(type(model).from_pretrained(tmp_path)), logits(model))
+
+
 def test_tied_weights_that_no_adapter_touches_stay_tied(tiny):
     model = adapterlab.attach(tiny("gpt2", "CausalLM"), "lora")
     randomize(model)

@@ -106,6 +106,16 @@ def test_what_does_not_merge(tiny, logits, method, reason):
     assert torch.equal(logits(model), expected)
 
 
+@pytest.mark.parametrize("method", ["delora", "hira", "hra", "loha", "miss", "psoft"])
+def test_a_rank_larger_than_the_layer(tiny, method):
+    model = tiny("bert")
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigError, match=r"r: 33 is more than .* 32 at most for features 32 to 32, 32 to 64, 64"):
+        adapterlab.attach(model, method, r=33)
+    is_as_before(model, state)
+    adapterlab.attach(model, method, r=32)
+
+
 @each
 def test_two_adapters_of_one_method(tiny, logits, tmp_path, method):
     model = tiny("bert")
@@ -379,8 +389,8 @@ def test_short_names(tiny):
         ("lokr", {"rank_pattern": {"qurey": 2}}, "rank_pattern: no target's name ends with 'qurey'.*'query'"),
         ("lokr", {"rank_pattern": {"query": 0}}, "'query' must be given a number above 0"),
         ("lokr", {"rank_pattern": {"query": 1.5}}, "rank_pattern: Input should be a valid integer"),
-        ("miss", {"r": 99}, "'miss' can't be attached .*`r` \\(99\\)"),
-        ("shira", {"r": 99}, "'shira' can't be attached to this bert with these options: The set rank 99"),
+        ("miss", {"r": 99}, "r: 99 is more than the layers to adapt allow, 32 at most"),
+        ("shira", {"r": 99}, "r: 99 is more than the layers to adapt allow, 16 at most"),
         ("gralora", {"gralora_k": 3}, "gralora: r should be divisible by gralora_k"),
         ("waveft", {"wavelet_family": "none"}, "waveft: Wavelet family none not supported"),
         ("loha", {"target_modules": ["qurey"]}, r"\['qurey'\] match no .*Did you mean 'query'"),

@@ -99,6 +99,35 @@ def test_placeholder_labels_do_not_overwrite_names(tiny, tmp_path):
     assert adapterlab.load(model, tmp_path).config.id2label == {0: "a", 1: "b", 2: "c"}
 
 
+def test_each_of_several_active_adapters_is_saved_with_its_own_labels(tiny, logits, tmp_path):
+    model = adapterlab.attach(tiny("bert"), "lora", "a", labels=["x", "y"])
+    adapterlab.attach(model, "prefix", "b", labels=["p", "q", "r", "s"])
+    adapterlab.activate(model, ["a", "b"])
+    model.config.id2label = {0: "new p", 1: "new q", 2: "new r", 3: "new s"}
+    adapterlab.attach(model, "lora", "c")
+    adapterlab.activate(model, ["a", "b"])
+    model.save_pretrained(tmp_path)
+    assert adapterlab.load(tiny("bert"), tmp_path / "a").config.id2label == {0: "x", 1: "y"}
+    assert adapterlab.load(tiny("bert"), tmp_path / "b").config.id2label[0] == "new p"
+
+
+def test_a_head_that_holds_one_tensor_under_two_names(tiny, batch, logits, tmp_path):
+    model = adapterlab.attach(tiny("bert", "MaskedLM"), "lora", modules_to_save=["cls"])
+    randomize(model)
+    adapterlab.save(model, tmp_path / "adapter")
+    again = adapterlab.load(tiny("bert", "MaskedLM"), tmp_path / "adapter")
+    assert torch.equal(logits(again), logits(model))
+    arguments = transformers.TrainingArguments(
+        tmp_path / "run", max_steps=2, save_steps=1, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    rows = [dict.fromkeys(("input_ids", "labels"), batch["input_ids"][index]) for index in range(4)]
+    transformers.Trainer(model, arguments, train_dataset=rows).train()
+    transformers.Trainer(again, arguments, train_dataset=rows).train(
+        resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2")
+    )
+    assert torch.equal(logits(again), logits(model))
+
+
 def test_a_load_that_fails_leaves_the_others_as_they_were(tiny, logits, tmp_path):
     adapterlab.save(adapterlab.attach(tiny("bert"), "adalora", total_step=9), tmp_path)
     fields = (tmp_path / "adapter_config.json").read_text()
