@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from adapterlab.errors import DataError
-from adapterlab.tasks.base import Evidence, Predictions, ReportTable, register_task, spread_evenly
+from adapterlab.tasks.base import Evidence, Predictions, ReportTable, register_task
 from adapterlab.tasks.labels import LabelledTask, tell
 from adapterlab.tasks.sentence import as_text, finite, fit_probe
 
