@@ -179,7 +179,7 @@ def test_a_tokenizer_without_padding_token_pads_with_the_end_token(padless, tmp_
 
 def test_metrics_by_hand():
     true, predicted = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 0, 2]
-    values = compute(METRICS.names(), predicted, true)
+    values = compute([name for name, spec in METRICS if "classification" in spec.tasks], predicted, true)
     assert values == pytest.approx(
         {
             "accuracy": 4 / 6,
