@@ -11,7 +11,6 @@ import numpy as np
 from pydantic import Field
 
 from adapterlab.errors import AdapterLabError, DataError
-from adapterlab.guests import guests_of
 from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, TaskOptions, spread_evenly
 from adapterlab.tasks.metrics import compute
 from adapterlab.tasks.metrics_language import PERPLEXITY
@@ -65,6 +64,8 @@ class TextGeneration(Task):
 
     def prepare(self, model: Any, tokenizer: Any) -> None:
         """Keep the tokenizer, the tokens that end an answer, and how many positions the backbone has."""
+        from adapterlab.guests import guests_of
+
         self.tokenizer = tokenizer
         ends = model.generation_config.eos_token_id
         found = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]

@@ -160,7 +160,9 @@ def test_a_variant_checkpointed_compiled_and_side_by_side(tiny, batch, logits, o
     special = logits(model)
     assert not torch.equal(special, plain)
     part, x = model.bert.encoder.layer[0].intermediate, torch.randn(2, 3, 32)
-    torch.testing.assert_close(torch.compile(part, backend="eager", fullgraph=True)(x), part(x))
+    # not in one graph where peft's DoRA asks for the name of a weight's class, which not every torch traces
+    whole = not options.get("use_dora")
+    torch.testing.assert_close(torch.compile(part, backend="eager", fullgraph=whole)(x), part(x))
 
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
