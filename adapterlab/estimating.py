@@ -18,7 +18,8 @@ from rich.console import Console
 from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from adapterlab.pipeline import Prepared, peak_memory, prepare
+from adapterlab.pipeline import peak_memory
+from adapterlab.preparing import Prepared, prepare
 from adapterlab.pretrained import quiet
 from adapterlab.recipe import Recipe, load_recipe
 from adapterlab.training.callbacks import Narrator

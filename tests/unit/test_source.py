@@ -29,7 +29,7 @@ FLOORS = [
     ["tasks", "data"],
     ["recipe"],
     ["training"],
-    ["predicting"],
+    ["predicting", "preparing"],
     ["pipeline"],
     ["estimating", "sweeping"],
     ["cli", "__main__"],

@@ -1,0 +1,117 @@
+"""From a recipe to all that a run needs: rows read and encoded, backbone and adapter loaded; nothing is written."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from rich.console import Console
+from rich.markup import escape
+
+from adapterlab.attaching import Summary, attach, summary
+from adapterlab.chain import lay
+from adapterlab.data import Splits, load_splits
+from adapterlab.guests import need_guests
+from adapterlab.new_tokens import pieces
+from adapterlab.pretrained import load_backbone, load_tokenizer, portable_address
+from adapterlab.recipe import Recipe
+from adapterlab.tasks import Task
+from adapterlab.trainer_hooks import set_total_step
+from adapterlab.training import precision
+from adapterlab.training.groups import parameter_groups
+from adapterlab.training.loggers import check_loggers
+from adapterlab.training.replay import General
+from adapterlab.training.run_folder import RunFolder
+from adapterlab.training.trainer import best_metric, planned_steps, row_count
+
+_KEPT = {"merged": "merged into its weights", "beside": "which stays beside the new one, frozen"}
+
+
+@dataclass
+class Prepared:
+    """Everything that a run needs, loaded and checked; nothing on disk has been touched."""
+
+    recipe: Recipe
+    task: Task
+    splits: Splits
+    model: Any
+    tokenizer: Any
+    rows: dict[str, Any]
+    counts: Summary
+    notes: list[str]
+    plain: Callable[[str], Any] | None  # encodes a split for the backbone that doesn't know the adapter's new tokens
+
+
+def prepare(recipe: Recipe, console: Console) -> Prepared:
+    """Load data, backbone and adapter, and check that they fit; nothing is written."""
+    task = Task.from_recipe(recipe.task, recipe.data)
+    best_metric(recipe, task)  # refuses one that training doesn't measure
+    check_loggers(list(recipe.log.to))
+    number_format, why = precision.choose(recipe.optim.precision)
+    with console.status("reading the data"):
+        general = General(recipe, task) if recipe.data.replay else None
+        splits = load_splits(recipe.data, task, recipe.run.seed)
+        task.fit(splits)
+    transformers.set_seed(recipe.run.seed, deterministic=recipe.run.deterministic)
+    with console.status(f"loading {recipe.model.name}"):
+        tokenizer = load_tokenizer(recipe.model.name)
+        model, fresh = load_backbone(recipe.model.name, task.auto_class, tokenizer, **task.model_kwargs())
+        links = lay(model, tokenizer, recipe.model.adapters)
+    options = recipe.adapter.options()
+    if fresh:
+        options["modules_to_save"] = [*options.get("modules_to_save", []), *fresh]
+    untouched = copy.deepcopy(tokenizer)
+    missing = [token for token in task.new_tokens if token not in tokenizer.get_vocab()]
+    words = [*missing, *task.new_words(splits.train, tokenizer)]
+    brought = pieces(tokenizer, words, special=bool(missing)) if words else None
+    attach(model, recipe.adapter.method, new_tokens=brought, **options)
+    about = {
+        "backbone": portable_address(recipe.model.name),
+        "task": task.state(),
+        "max_length": recipe.data.max_length,
+    }
+    if links:
+        about["adapters"] = links
+    need_guests(model).adapters["default"].about = about
+    task.prepare(model, tokenizer)
+
+    def encode(reader: Any, names: Iterable[str]) -> dict[str, Any]:
+        length = recipe.data.max_length
+        rows = {name: task.encode(splits.named[name], reader, length, name=name) for name in names}
+        return rows if general is None else general.join(rows, general.encode(task, reader, length), task)
+
+    rows = encode(tokenizer, splits.named)
+    parameter_groups(model, recipe.optim)  # here a rate for what isn't there fails
+    set_total_step(model, planned_steps(recipe, row_count(rows["train"])))  # here a schedule that can't fit fails
+    notes = [*splits.notes, *task.notes, f"Training in {number_format}: {why}."]
+    if fresh:
+        notes.append(f"The backbone's files have no weights for {', '.join(fresh)}: trained with the adapter.")
+    notes += [f"The backbone has the adapter {link['adapter']}, {_KEPT[link['kept']]}." for link in links]
+    plain = (lambda split: encode(untouched, [split])[split]) if brought else None
+    return Prepared(recipe, task, splits, model, tokenizer, rows, summary(model), notes, plain)
+
+
+def announce(prepared: Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> None:
+    """Say what will be done: backbone, adapter, data, steps, and what was noticed on the way."""
+    recipe, counts = prepared.recipe, prepared.counts
+    sizes = ", ".join(f"{size:,} {name}" for name, size in prepared.splits.sizes.items())
+    steps = planned_steps(recipe, row_count(prepared.rows["train"]))
+    share = 100 * counts.trainable / counts.total
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    examples = recipe.optim.batch_size * recipe.optim.accumulate * processes
+    spread = f", on {processes} processes" if processes > 1 else ""
+    for title, text in (
+        ("backbone", f"{recipe.model.name}, {counts.total:,} parameters"),
+        ("adapter", f"{recipe.adapter.method}, {counts.trainable:,} trained ({share:.2f} %)"),
+        ("data", f"{sizes} rows"),
+        ("training", f"{steps:,} steps of {examples} rows{spread}"),
+        ("run", f"{folder.path}" + (f", going on from {checkpoint.name}" if checkpoint else "")),
+    ):
+        console.print(f"[bold]{title:>9}[/bold]  {text}", highlight=False, soft_wrap=True)
+    for note in prepared.notes:
+        console.print(f"[dim]{'note':>9}  {escape(note)}[/dim]", highlight=False, soft_wrap=True)
