@@ -96,7 +96,7 @@ def drop_duplicates(rows: Rows, inputs: Sequence[str], strata: str | None, where
     gone = len(rows) - len(kept)
     if not gone:
         return rows, []
-    what = " and ".join(inputs)
+    what = " and ".join(name for name in inputs if name in rows.columns)
     note = f"{gone:,} rows that repeat another row's {what} dropped {where}"
     if disagree:
         note += f" ({disagree:,} of them under another {strata} than the one kept)"
