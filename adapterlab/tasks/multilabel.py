@@ -79,6 +79,22 @@ class Multilabel(LabelledTask):
             weights = {label: (rows - n) / n for label, n in counts.items() if n < rows}
         if weights is not None:
             self.keep_weights(weights)
+        odds = [max(counts[label], 0.5) / max(rows - counts[label], 0.5) for label in self.labels]
+        self._log_odds = np.log(np.multiply(odds, self.learned.get("class_weights", 1.0)))
+
+    def begin(self, model: Any) -> None:
+        """Let the head's bias begin at the labels' log-odds in train (Lin et al. 2017).
+
+        From zero, training would first learn that most labels are rare, and the quickest way to that is a backbone
+        that tells no text from another.
+        """
+        from adapterlab.backbones import describe
+        from adapterlab.heads import label_output
+
+        path = label_output(model, describe(model))
+        bias = model.get_submodule(path).bias if path is not None else None
+        if bias is not None and not bias.any():  # else it was trained before
+            bias.data.copy_(bias.new_tensor(self._log_odds))
 
     def check_labels(self, dataset: Dataset, name: str) -> None:
         """Refuse rows with a label that the task doesn't know, and those on which ranking can't be measured."""

@@ -180,6 +180,21 @@ def test_a_column_for_each_label(tmp_path):
         read(Multilabel(), tmp_path, rows, columns={"label": ["rude", "loud"]})
 
 
+def test_the_head_begins_at_the_labels_shares(tiny):
+    task = fitted(Multilabel(), ["a"], ["a", "b"], ["a", "c"], [])
+    model, gpt = tiny("bert"), tiny("gpt2")
+    task.begin(model)
+    assert model.classifier.bias.sigmoid().tolist() == pytest.approx([3 / 4, 1 / 4, 1 / 4])
+    trained = model.classifier.bias.data.fill_(0.5).clone()
+    task.begin(model)
+    assert torch.equal(model.classifier.bias, trained), "a head that has learned something is left alone"
+    task.begin(gpt)  # whose head has no bias
+    balanced = fitted(Multilabel(options={"class_weights": "balanced"}), ["a"], ["a", "b"], ["a", "c"], [])
+    model.classifier.bias.data.zero_()
+    balanced.begin(model)
+    assert model.classifier.bias.tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+
+
 def test_unknown_labels_of_rows_are_named_and_rows_without_any_are_fine():
     task = fitted(Multilabel(), ["sports"], ["news", "sports"], eval=[[], []])
     with pytest.raises(DataError, match=r"test holds labels that train doesn't have: 'sport' .* Did you mean 'sports'"):
