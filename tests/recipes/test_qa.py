@@ -74,15 +74,15 @@ def test_recipe_runs(method, model, rows, tmp_path):
 
 
 def test_it_learns_and_answers_on_the_command_line(tmp_path):
-    short = [row for row in questions() if len(row["context"]) < 220 and len(row["question"]) < 160][:240]
+    short = [row for row in questions() if len(row["context"]) < 200 and len(row["question"]) < 150][:160]
     data = write(tmp_path / "rows.jsonl", short)
     result = adapterlab.run(
-        RECIPES[0], f"model.name={MINILM}", f"data.train={data}", "data.eval=0.2", "data.max_length=96",
+        RECIPES[0], f"model.name={MINILM}", f"data.train={data}", "data.eval=0.2", "data.max_length=80",
         "task.stride=16", "optim={lr: 3e-3, epochs: 3, batch_size: 16}", "log.plot=false",
         f"run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert result.metrics["answer_f1"] >= result.baselines["nearest sentence"]["answer_f1"] + 0.1
-    assert result.metrics["answer_f1"] >= result.baselines["untouched backbone"]["answer_f1"] + 0.2
+    assert result.metrics["answer_f1"] >= result.baselines["untouched backbone"]["answer_f1"] + 0.15
     row = {key: short[0][key] for key in ("question", "context")}
     command = [sys.executable, "-m", "adapterlab", "predict", str(tmp_path / "run")]
     done = subprocess.run([*command, json.dumps(row), "--format", "jsonl"], capture_output=True, text=True, check=True)

@@ -24,7 +24,7 @@ def model(tmp_path_factory):
 
 
 def tweets(count):
-    """Pairs of tweets; 2 is the same mood, 0 the opposite one."""
+    """Pairs of tweets; a score of 2 is the same mood, 0 the opposite one. The first one's is there too."""
     table, value = read_table(TWEETS), {"negative": 0, "positive": 2}
     rows = [
         (text, value[label])
@@ -33,7 +33,7 @@ def tweets(count):
     ]
     rows = random.Random(0).sample(rows, 2 * count)
     return [
-        {"text": one, "text_pair": other, "score": 2 - abs(mine - theirs)}
+        {"text": one, "text_pair": other, "score": 2 - abs(mine - theirs), "mood": mine}
         for (one, mine), (other, theirs) in zip(rows[::2], rows[1::2], strict=True)
     ]
 
@@ -65,12 +65,17 @@ def test_recipe_runs(method, kind, model, tmp_path):
 
 def test_it_learns_scores(tmp_path):
     """The backbone was trained for topics: what mood a tweet is in, the adapter has to learn."""
-    data = write(tmp_path / "rows.jsonl", tweets(900))
+    said = {0: "The writer is angry.", 2: "The writer is happy."}
+    rows = [{"text": row["text"], "text_pair": said[row["mood"]], "score": 1} for row in tweets(220)]
+    other = {said[0]: said[2], said[2]: said[0]}
+    rows += [{**row, "text_pair": other[row["text_pair"]], "score": 0} for row in rows]
+    data = write(tmp_path / "rows.jsonl", rows)
     result = adapterlab.run(
-        RECIPES[0], f"model.name={MINILM}", f"data.train={data}", "data.test=0.25", "data.max_length=32",
-        "optim={lr: 2e-3, epochs: 2, batch_size: 32}", "log.plot=false", f"run.dir={tmp_path / 'run'}",
+        RECIPES[0], f"model.name={MINILM}", f"data.train={data}", "data.test=0.3", "data.max_length=32",
+        "data.group_by=text", "optim={lr: 2e-3, epochs: 2, batch_size: 32}", "log.plot=false",
+        f"run.dir={tmp_path / 'run'}",
     )  # fmt: skip
-    assert result.metrics["spearman"] >= result.baselines["untouched backbone"]["spearman"] + 0.12
+    assert result.metrics["spearman"] >= result.baselines["untouched backbone"]["spearman"] + 0.15
 
 
 def test_it_learns_pairs(model, tmp_path):
