@@ -227,7 +227,7 @@ def test_a_question_too_long_for_the_window_is_named(tokenizer):
     rows = Dataset.from_list([row(), row(question="why " * 40)])
     with pytest.raises(
         DataError,
-        match=r"train: 1 of 2 questions leave less than 5 of 32 tokens .*rows? 2; 'why .*Raise data\.max_length",
+        match=r"train: 1 of 2 questions leave less than 5 of 32 tokens .*row 2; 'why .*Raise data\.max_length",
     ):
         task(stride=4).encode(rows, tokenizer, 32, name="train")
 
