@@ -62,6 +62,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
         tokenizer = load_tokenizer(recipe.model.name)
         model, fresh = load_backbone(recipe.model.name, task.auto_class, tokenizer, **task.model_kwargs())
         links = lay(model, tokenizer, recipe.model.adapters)
+        task.begin(model)
     options = recipe.adapter.options()
     if fresh:
         options["modules_to_save"] = [*options.get("modules_to_save", []), *fresh]

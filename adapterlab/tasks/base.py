@@ -251,6 +251,9 @@ class Task(ABC):
         """Return words of the rows to train on that the adapter shall bring along as tokens of their own."""
         return []
 
+    def begin(self, model: Any) -> None:  # noqa: B027
+        """Give the model's fresh head a better start than chance, knowing train; before an adapter is attached."""
+
     def settle(self, seen: Callable[[], Predictions]) -> None:  # noqa: B027
         """Learn what only the trained model tells (thresholds, say), before it is saved and measured.
 

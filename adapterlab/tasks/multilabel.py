@@ -98,8 +98,9 @@ class Multilabel(LabelledTask):
 
     def check_labels(self, dataset: Dataset, name: str) -> None:
         """Refuse rows with a label that the task doesn't know, and those on which ranking can't be measured."""
-        counts = Counter(label for labels in dataset["label"] for label in labels)
-        self.refuse_strangers(dataset["label"], name)
+        given = list(dataset["label"])
+        counts = Counter(label for labels in given for label in set(labels))
+        self.refuse_strangers(given, name)
         if name != "train" and "roc_auc" in self.metrics and not any(n < len(dataset) for n in counts.values()):
             raise DataError(
                 f"{name} has no label that some rows have and others haven't, so roc_auc can't be measured on it. "
