@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import os
+import types
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -157,6 +159,22 @@ def train(batch):
         return losses
 
     return run
+
+
+@pytest.fixture
+def peft_finds_the_cache(monkeypatch):
+    """Let peft 0.21 run prefixes: it looks for an argument `past_key_values`, which transformers 5.24 calls `cache`."""
+
+    def signature(function):
+        found = inspect.signature(function)
+        parameters = found.parameters.values()
+        return found.replace(
+            parameters=[p.replace(name="past_key_values") if p.name == "cache" else p for p in parameters]
+        )
+
+    import peft
+
+    monkeypatch.setattr(peft.peft_model, "inspect", types.SimpleNamespace(signature=signature))
 
 
 def randomize(model, seed=3, std=0.3):

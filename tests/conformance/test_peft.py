@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import types
 import warnings
 
 import peft
@@ -24,18 +22,7 @@ CASES = {
 NO_CACHE = ("distilbert", "albert", "modernbert")  # peft puts its prefix into the cache, which these don't have
 
 
-@pytest.fixture(autouse=True)
-def peft_finds_the_cache(monkeypatch):
-    """Let peft 0.21 run prefixes: it looks for an argument `past_key_values`, which transformers 5.24 calls `cache`."""
-
-    def signature(function):
-        found = inspect.signature(function)
-        parameters = found.parameters.values()
-        return found.replace(
-            parameters=[p.replace(name="past_key_values") if p.name == "cache" else p for p in parameters]
-        )
-
-    monkeypatch.setattr(peft.peft_model, "inspect", types.SimpleNamespace(signature=signature))
+pytestmark = pytest.mark.usefixtures("peft_finds_the_cache")
 
 
 def cells():

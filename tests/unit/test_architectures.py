@@ -479,6 +479,7 @@ PEFT_CELLS = [
 ]
 
 
+@pytest.mark.usefixtures("peft_finds_the_cache")
 @pytest.mark.parametrize(("architecture", "head"), PEFT_CELLS)
 def test_prefix_is_pefts(tiny, logits, batch, tmp_path, architecture, head):
     task = "SEQ_CLS" if head == "SequenceClassification" else "CAUSAL_LM"
@@ -496,6 +497,7 @@ def test_prefix_is_pefts(tiny, logits, batch, tmp_path, architecture, head):
     torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.usefixtures("peft_finds_the_cache")
 @pytest.mark.parametrize("architecture", ["bert", "electra", *DECODERS])
 def test_preserve_positions_leaves_tokens_where_they_are(tiny, batch, tmp_path, architecture):
     """peft moves given positions by the length of the prefix, so positions from -P on must give the same."""
