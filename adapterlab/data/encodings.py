@@ -20,6 +20,7 @@ _CANDIDATES = [
     "cp1255", "cp1256",
 ]  # fmt: skip
 _NAMES = {"cp932": "shift_jis (cp932)", "cp949": "euc-kr (cp949)", "koi8_r": "koi8-r"}
+_STRAY = 0.1  # of the bytes: fewer than these that aren't ASCII are no text in another alphabet
 _ENOUGH = 65536  # bytes of lines that aren't ASCII, to tell from
 
 
@@ -105,6 +106,8 @@ def _likeliest(content: bytes) -> str:
         equal = [one for one in found if (one.chaos, one.coherence) == (best.chaos, best.coherence)]
         names = {name for one in equal for name in one.could_be_from_charset}
         likely = ["cp1252"] if "cp1252" in names else [best.encoding]
+    if sum(byte > 127 for byte in sample) < _STRAY * len(sample):
+        likely[:0] = ["cp1252", "latin-1"]  # no other alphabet, but quotes, dashes, names, or what was mangled once
     for name in [*likely, *(one.encoding for one in found), "cp1252"]:
         try:
             content.decode(name)

