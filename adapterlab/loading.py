@@ -65,7 +65,11 @@ def load(
     tensors = {key.removeprefix(prefix): tensor for key, tensor in files.tensors.items()}
     files = replace(files, tensors={k: t for k, t in tensors.items() if not method.is_ballast(model, k, t)})
     if not heads:
+        guests = guests_of(model)
+        backbone = guests.backbone if guests is not None else describe(model)
         files = _headless(files)
+        rows = {key: t for key, t in files.tensors.items() if token_files.is_row(key)}
+        files = replace(files, tensors=method.without_head(model, backbone, files.tensors) | rows)
     tokens = _new_tokens(model, files)
     if tokens is not None:
         fields = {key: value for key, value in files.fields.items() if key not in token_files.PEFT_FIELDS}

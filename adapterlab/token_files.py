@@ -23,9 +23,14 @@ def saved(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     return found if rows.output is None else found | {f"{_output_path(model)}.{_KEY}": rows.output}
 
 
+def is_row(key: str) -> bool:
+    """Whether a file's tensor holds new tokens' rows."""
+    return key.endswith(_KEY)
+
+
 def is_spare(model: nn.Module, key: str) -> bool:
     """Whether a file's rows are for an output layer that this model doesn't have: it may well have another head."""
-    return key.endswith(_KEY) and output_of(model) is None and key != f"{lookups(model)[0].path}.{_KEY}"
+    return is_row(key) and output_of(model) is None and key != f"{lookups(model)[0].path}.{_KEY}"
 
 
 def for_peft(model: nn.Module, name: str, fields: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from adapterlab.adapters.base import (
     register_method,
 )
 from adapterlab.adapters.bottleneck import BottleneckConfig
+from adapterlab.adapters.full import FullConfig
 from adapterlab.adapters.lora import LoraConfig
 from adapterlab.adapters.p_tuning import PTuningConfig
 from adapterlab.adapters.prefix import PrefixConfig
@@ -33,6 +34,7 @@ __all__ = [
     "Backbone",
     "BottleneckConfig",
     "Found",
+    "FullConfig",
     "Layers",
     "LoraConfig",
     "Method",

@@ -109,6 +109,12 @@ class Method(ABC):
         """Whether a tensor in a file is a copy of something frozen that was written along, and isn't to be loaded."""
         return False
 
+    def without_head(
+        self, model: nn.Module, backbone: Backbone, tensors: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Return a file's tensors as a model with another head than it was trained with takes them."""
+        return tensors
+
     def training_state(self, model: nn.Module, name: str) -> dict[str, torch.Tensor]:
         """Return what a checkpoint needs to go on training, keyed by path in the model's `state_dict`."""
         return {path: tensor for path, tensor in model.state_dict().items() if self._owns(path, name)}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field
 from torch import nn
 
+from adapterlab import token_rows
 from adapterlab.adapters.base import METHODS, MethodConfig
 from adapterlab.adapters.patterns import check_pattern, check_patterns, is_glob, matches
 from adapterlab.backbones import LINEAR, Backbone, Found
@@ -120,7 +121,8 @@ def own_modules(model: nn.Module) -> Iterable[Found]:
     """Yield the model's modules that no adapter brought, by the path that they have now."""
     markers = tuple(method.marker for _, method in METHODS)
     for path, module in model.named_modules():
-        if not any(part.startswith(markers) for part in path.split(".")):
+        parts = path.split(".")
+        if parts[0] != token_rows.CHILD and not any(part.startswith(markers) for part in parts):
             yield Found(path, module)
 
 

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 import adapterlab
 from adapterlab.predicting import Predictor, evaluate
 
-RECIPES = ["pretrain/lora-bert", "pretrain/lora-gpt2"]
+RECIPES = ["pretrain/lora-bert", "pretrain/lora-gpt2", "pretrain/full-bert"]
 METHODS = {
     "lora": ["adapter.r=4"],
     "adalora": ["adapter={method: adalora, target_r: 2, init_r: 4}"],
     "prefix": ["adapter={method: prefix, num_virtual_tokens: 4}"],
     "bottleneck": ["adapter={method: bottleneck}"],
+    "full": ["adapter={method: full}"],
 }
 SHORT = ["data.max_length=32", "optim.max_steps=6", "optim.batch_size=4", "eval.every=3", "eval.patience=null",
          "optim.precision=fp32", "optim.lr=1e-2", "log.plot=false"]  # fmt: skip
@@ -43,14 +44,16 @@ def place(tmp_path_factory):
     return overrides
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", RECIPES)
+CELLS = [(name, method) for name in RECIPES for method in METHODS if "lora" in name or method == "full"]
+
+
+@pytest.mark.parametrize(("name", "method"), CELLS)
 def test_recipe_runs(name, method, place, tmp_path):
     result = adapterlab.run(name, *place(name), *METHODS[method], f"run.dir={tmp_path / 'run'}")
     untouched = result.baselines["untouched backbone"]
     assert result.metrics.keys() == untouched.keys() == {"perplexity", "general_perplexity"}
     assert result.metrics["perplexity"] != untouched["perplexity"]
-    if method == "lora":  # a random backbone has little that the others could make use of
+    if method in ("lora", "full"):  # a random backbone has little that the others could make use of
         assert result.metrics["perplexity"] < untouched["perplexity"]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "eval_perplexity" in row] == [3, 6]
@@ -82,7 +85,8 @@ class StopTheRunError(Exception):
 def test_a_resumed_run_is_the_run_it_would_have_been(name, streaming, place, tmp_path, monkeypatch):
     from adapterlab.training.callbacks import Narrator
 
-    overrides = [*place(name), "optim.max_steps=12", "adapter.dropout=0.1", "optim.accumulate=2"]
+    dropout = ["adapter.dropout=0.1"] if "lora" in name else []
+    overrides = [*place(name), "optim.max_steps=12", *dropout, "optim.accumulate=2"]
     if streaming:  # plain text in one file, packed, whose documents take several lines; general text to mix in
         (tmp_path / "train.txt.gz").write_bytes(gzip.compress("\n\n".join(DOMAIN[:9]).encode()))
         general = f"data.replay={{train: {place.folder / 'general.txt'}, eval: {place.folder / 'general.txt'}}}"
@@ -151,7 +155,9 @@ def classify(place, folder: Path, *more: str) -> adapterlab.RunResult:
 GENERAL_8 = [f"we walked to the sea {number} times" for number in range(8)]
 
 
-@pytest.mark.parametrize(("method", "kept"), [("lora", "merged"), ("prefix", "beside"), ("bottleneck", "beside")])
+@pytest.mark.parametrize(
+    ("method", "kept"), [("lora", "merged"), ("full", "merged"), ("prefix", "beside"), ("bottleneck", "beside")]
+)
 def test_a_downstream_run_starts_from_the_domain_adapter(method, kept, place, tmp_path):
     words = ["task.new_words=3"] if method != "bottleneck" else []
     adapterlab.run("pretrain/lora-bert", *place("bert"), *METHODS[method], *words, f"run.dir={tmp_path / 'domain'}")

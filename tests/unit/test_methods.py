@@ -34,6 +34,7 @@ OWN = {
     "bottleneck, scaled parallel": ("bottleneck", {"variant": "scaled_parallel"}),
     "prompt": ("prompt", {"num_virtual_tokens": 5}),
     "p_tuning": ("p_tuning", {"num_virtual_tokens": 5}),
+    "full": ("full", {}),
 }
 VARIANTS = ("lora, DoRA", "lora, PiSSA", "prefix, positions kept", "bottleneck, scaled parallel")  # of a method above
 FEW = ("bert", "gpt2", "llama")  # where variants and peft's methods go through everything
