@@ -82,7 +82,7 @@ app = typer.Typer(
 )
 
 for panel, functions in (
-    ("Look around", (browse.ls, browse.methods, show.show, browse.cp, browse.schema, environment.env)),
+    ("Look around", (browse.ls, browse.methods, browse.tasks, show.show, browse.cp, browse.schema, environment.env)),
     ("Train", (train.validate, plan.estimate, train.train, plan.sweep)),
     ("Use", (use.evaluate, use.predict, convert.convert)),
 ):
@@ -114,5 +114,6 @@ Plug small trainable adapters into a frozen BERT or GPT, train only them, ship t
   [cyan]adapterlab predict runs/quickstart[/cyan] …  and use it
   [cyan]adapterlab ls[/cyan]                         the recipes that come with it
   [cyan]adapterlab methods[/cyan]                    the adapter methods and their options
+  [cyan]adapterlab tasks[/cyan]                      the tasks, what they read and how they are measured
   [cyan]adapterlab --help[/cyan]                     everything else
 """

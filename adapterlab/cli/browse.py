@@ -1,11 +1,11 @@
-"""Verbs that look around: ls, methods, cp, schema."""
+"""Verbs that look around: ls, methods, tasks, cp, schema."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,8 @@ from adapterlab.errors import ConfigError, RunFolderError
 
 if TYPE_CHECKING:
     from adapterlab.adapters import MethodInfo
+    from adapterlab.registry import Registry
+    from adapterlab.tasks import Task
 
 
 @examples("adapterlab ls")
@@ -45,18 +47,69 @@ def methods(
     if one is not None:
         _describe(one)
         return
+    _list("method", [(info.name, info.aliases, info.summary) for info in known.values()], METHODS)
+    out().print("\n[dim]adapterlab methods NAME prints a method's options and paper.[/dim]")
+
+
+@examples(
+    "adapterlab tasks                  # all of them", "adapterlab tasks classification   # one, with its columns"
+)
+def tasks(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print what this task reads and its keys.")] = None,
+) -> None:
+    """List the tasks, or one task's columns, options and metrics."""
+    from adapterlab.tasks import TASKS
+
+    if name is None:
+        _list("task", [(kind, TASKS.aliases(kind), task.summary) for kind, task in TASKS], TASKS)
+        out().print("\n[dim]adapterlab tasks NAME prints what a task reads, its options and its metrics.[/dim]")
+        return
+    _describe_task(TASKS.canonical(name), TASKS.get(name))
+
+
+def _list(kind: str, rows: list[tuple[str, tuple[str, ...], str]], registry: Registry[Any]) -> None:
+    """Print names, other names and a line about each; and the plugins that failed."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("method", "what it does", box=None, pad_edge=False, header_style="bold")
-    for info in known.values():
-        also = f" [dim]({', '.join(info.aliases)})[/dim]" if info.aliases else ""
-        table.add_row(f"[cyan]{info.name}[/cyan]{also}", escape(info.summary))
+    table = Table(kind, "what it does", box=None, pad_edge=False, header_style="bold")
+    for name, aliases, summary in rows:
+        also = f" [dim]({', '.join(aliases)})[/dim]" if aliases else ""
+        table.add_row(f"[cyan]{name}[/cyan]{also}", escape(summary))
     console = out()
     console.print(table)
-    for plugin, why in METHODS.failures.items():
+    for plugin, why in registry.failures.items():
         console.print(f"[red]plugin {escape(plugin)} failed:[/red] {escape(why)}", highlight=False, soft_wrap=True)
-    console.print("\n[dim]adapterlab methods NAME prints a method's options and paper.[/dim]")
+
+
+def _describe_task(name: str, task: type[Task]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from adapterlab.tasks import METRICS
+
+    console = out()
+    console.print(f"[bold]{name}[/bold]: {escape(task.summary)}\n", highlight=False)
+    columns = Table("column", "what it holds", box=None, pad_edge=False, header_style="bold")
+    for column, about in task.columns.items():
+        columns.add_row(f"[cyan]{column}[/cyan]", escape(about))
+    console.print(columns)
+    options = Table("option", "default", "what it does", box=None, pad_edge=False, header_style="bold")
+    for option, field in task.Options.model_fields.items():
+        default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
+        options.add_row(f"[cyan]{option}[/cyan]", escape(default), escape(field.description or ""))
+    if task.Options.model_fields:
+        console.print()
+        console.print(options)
+    kinds = {getattr(kind, "type", "") for kind in task.__mro__}
+    metrics = Table("metric", "what it is", box=None, pad_edge=False, header_style="bold")
+    for metric, spec in METRICS:
+        if kinds & {*spec.tasks}:
+            chosen = " [dim](by default)[/dim]" if metric in task.default_metrics else ""
+            metrics.add_row(f"[cyan]{metric}[/cyan]{chosen}", escape(spec.summary))
+    console.print()
+    console.print(metrics)
+    console.print(f"\n[dim]Columns go under data.columns, options under task:, beside type: {name}.[/dim]")
 
 
 def _describe(info: MethodInfo) -> None:

@@ -9,7 +9,7 @@ from adapterlab.tasks.causal_lm import CausalLM
 from adapterlab.tasks.classification import Classification
 from adapterlab.tasks.instruction import Instruction
 from adapterlab.tasks.masked_lm import MaskedLM
-from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, register_metric
+from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, number_metric, register_metric
 from adapterlab.tasks.multilabel import Multilabel
 from adapterlab.tasks.multiple_choice import MultipleChoice
 from adapterlab.tasks.qa import QuestionAnswering
@@ -41,6 +41,7 @@ __all__ = [
     "Task",
     "TaskOptions",
     "compute",
+    "number_metric",
     "register_metric",
     "register_task",
 ]

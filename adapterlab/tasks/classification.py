@@ -74,13 +74,14 @@ class Classification(LabelledTask):
         """Cross-entropy, of each row times its class's weight."""
         from torch.nn.functional import cross_entropy
 
-        return self._weighted(cross_entropy(logits, targets, reduction="none"), targets)
+        return self.weighted(cross_entropy(logits, targets, reduction="none"), targets)
 
     def spread(self, outputs: Any, batch: dict[str, Any], items: Any = None) -> Any:
         """See `Task.spread`; rows weigh as in the loss."""
-        return self._weighted(-outputs.logits.float().log_softmax(-1).mean(-1), batch["labels"])
+        return self.weighted(-outputs.logits.float().log_softmax(-1).mean(-1), batch["labels"])
 
-    def _weighted(self, losses: Any, targets: Any) -> Any:
+    def weighted(self, losses: Any, targets: Any) -> Any:
+        """Return the mean of the rows' losses, each times its class's weight."""
         # Not torch's own weighted mean: divided by the batch's weights, it would depend on how rows are batched.
         weights = self.learned.get("class_weights")
         return losses.mean() if weights is None else (losses * losses.new_tensor(weights)[targets]).mean()

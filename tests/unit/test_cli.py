@@ -89,6 +89,7 @@ def test_the_verbs() -> None:
     assert set(VERBS) == {
         "ls",
         "methods",
+        "tasks",
         "show",
         "cp",
         "validate",
