@@ -118,9 +118,10 @@ def fit(config: PeftMethodConfig, shapes: list[tuple[int, int]]) -> dict[str, in
     fitted = {}
     for option, most in known.most.items():
         value, limit = getattr(config, option), min(most(*shape) for shape in shapes)
-        if value is None:
-            fitted[option] = min(getattr(defaults, option), limit)
-        elif value > limit:
+        usual = getattr(defaults, option)
+        if value is None and usual is not None:
+            fitted[option] = min(usual, limit)
+        elif value is not None and value > limit:
             raise ConfigError(
                 f"{option}: {value} is more than the layers to adapt allow, {limit} at most for features "
                 f"{', '.join(f'{fan_in} to {fan_out}' for fan_in, fan_out in sorted(set(shapes)))}. "
@@ -140,8 +141,9 @@ def _option(
     default = known.defaults.get(field.name, default)
     default = default.value if isinstance(default, enum.Enum) else default
     text = _first_sentence(str(field.metadata.get("help", "")))
-    if fitted:
+    if fitted and default is not None:
         text += f" {_fit(field.name, default, known)}"
+    if fitted:
         hint, default = hint | None, None
     bounds: dict[str, Any] = {}
     kinds = {kind for kind in (get_args(hint) or (hint,)) if kind is not types.NoneType}

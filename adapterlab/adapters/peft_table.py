@@ -45,7 +45,7 @@ def _half_full(fan_in: int, fan_out: int) -> int:
 
 
 KNOWN: dict[str, Known] = {
-    "adamss": Known("low-rank updates in clusters of a linear's principal subspace"),
+    "adamss": Known("low-rank updates in clusters of a linear's principal subspace", most={"r": min}),
     "beft": Known("a trained bias on each linear, nothing else", "arXiv:2509.15974"),
     "boft": Known(
         "linears turned by products of sparse orthogonal (butterfly) matrices",
@@ -61,7 +61,12 @@ KNOWN: dict[str, Known] = {
         alone=True,
         divides=("block_size",),
     ),
-    "deft": Known("replaces the part of each weight along a few learned directions", conv1d=True, merges_alone=True),
+    "deft": Known(
+        "replaces the part of each weight along a few learned directions",
+        conv1d=True,
+        merges_alone=True,
+        most={"r": min},
+    ),
     "delora": Known(
         "LoRA with normalised rank-one parts: direction and strength are learned apart",
         "Bini et al. 2025, arXiv:2503.18225",
@@ -83,11 +88,13 @@ KNOWN: dict[str, Known] = {
         "scales and shifts weights and biases by low-rank terms and vectors",
         "Chavan et al. 2023, arXiv:2306.07967",
         merges_alone=True,
+        most={"r": min},
     ),
     "gralora": Known(
         "LoRA per block: each of k x k blocks of the weight has its own low rank",
         "Jung et al. 2025, arXiv:2505.20355",
         conv1d=True,
+        most={"r": min},
     ),
     "hira": Known(
         "high-rank updates: the weight, element by element, times a low-rank matrix",
@@ -110,6 +117,7 @@ KNOWN: dict[str, Known] = {
     "lily": Known(
         "low-rank updates whose up-projections layers share, mixed for the whole batch by a router",
         "Zhong et al. 2024, arXiv:2407.09946",
+        most={"r": min},
         merges=False,  # the mix depends on the input
     ),
     "ln_tuning": Known("trains copies of the norms", "Zhao et al. 2023, arXiv:2312.11420", conv1d=True, alone=True),
@@ -140,6 +148,7 @@ KNOWN: dict[str, Known] = {
         "updates that a small network computes from the weight",
         "Zhong et al. 2024, arXiv:2410.01870",
         merges_alone=True,
+        most={"r": min},
     ),
     "psoft": Known("an orthogonal turn inside each weight's principal subspace", most={"r": min}),
     "pvera": Known("VeRA whose scales are drawn at random while it trains", "arXiv:2512.07703", conv1d=True),
@@ -147,6 +156,7 @@ KNOWN: dict[str, Known] = {
         "full-rank updates: scaled sums of fixed random low-rank matrices",
         "Albert et al. 2025, arXiv:2502.00987",
         conv1d=True,
+        most={"r": min},
     ),
     "road": Known(
         "turns pairs of output features in the plane",
@@ -161,18 +171,27 @@ KNOWN: dict[str, Known] = {
         most={"r": _half_full},
         defaults={"random_seed": 0},  # without one, a run that resumes would choose other elements
     ),
-    "supertuning": Known("trains the largest one per cent of each weight's elements", "arXiv:2607.09287"),
+    "supertuning": Known(
+        "trains the largest one per cent of each weight's elements", "arXiv:2607.09287", most={"r": min}
+    ),
     "tinylora": Known(
         "a few dozen numbers in all, through fixed random maps",
         "arXiv:2602.04118",
         conv1d=True,
+        most={"r": min},
         choices={"init_weights": Literal[True, "uniform"]},
     ),
-    "unilora": Known("all LoRA weights are entries of one short trained vector", "arXiv:2506.00799", conv1d=True),
+    "unilora": Known(
+        "all LoRA weights are entries of one short trained vector",
+        "arXiv:2506.00799",
+        conv1d=True,
+        most={"r": min},
+    ),
     "vblora": Known(
         "LoRA made of vectors from a bank that all layers share",
         "Li et al. 2024, arXiv:2405.15179",
         conv1d=True,
+        most={"r": min},
         divides=("vector_length",),
     ),
     "vera": Known(

@@ -405,6 +405,22 @@ def test_options_out_of_range(tiny, method, options, message):
     is_as_before(model, state)
 
 
+# VeRA's random matrices may be wider than a layer (r 1024 on 768 in the paper), and to LoKr a rank above its factors'
+# size says that they are to be full.
+ANY_RANK = {"vera", "pvera", "lokr"}
+
+
+@pytest.mark.parametrize("method", [m.name for m in adapterlab.methods() if any(o.name == "r" for o in m.options)])
+def test_a_rank_above_the_layer(tiny, method):
+    model = tiny("bert")
+    if method in ANY_RANK:
+        adapterlab.attach(model, method, r=33)
+        return
+    options = {"gralora_k": 3} if method == "gralora" else {}
+    with pytest.raises(ConfigError, match=r"(?s)r: (rank )?33 (is larger|is more|doesn't divide).* 32"):
+        adapterlab.attach(model, method, r=33, **options)
+
+
 def test_a_second_adapter_that_does_not_fit_leaves_the_first_alone(tiny, logits):
     model = adapterlab.attach(tiny("bert"), "vera", "a", r=8, layers=[0], target_modules=["query"])
     randomize(model)
