@@ -165,10 +165,13 @@ def _heads(model: PreTrainedModel, base: str, layers: list[str]) -> Iterator[str
     if not base and "QuestionAnswering" not in type(model).__name__:
         return  # a bare model; only T5 for question answering has its stacks and its head side by side
     frozen = [model.get_input_embeddings(), model.get_output_embeddings()]
-    for name, module in model.named_children():
+    beside = list(model.named_children())
+    for name, module in beside:
         is_base = name == base.split(".")[0] or any(layer.startswith(name + ".") for layer in layers)
         is_embedding = any(part is given for part in module.modules() for given in frozen)
-        if not is_base and not is_embedding and any(True for _ in module.parameters()):
+        if not is_base and is_embedding and not any(part is given for part in module.children() for given in frozen):
+            beside += [(join(name, child), part) for child, part in module.named_children()]  # BERT's `cls` of two
+        elif not is_base and not is_embedding and any(True for _ in module.parameters()):
             yield name
 
 

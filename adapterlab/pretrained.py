@@ -57,11 +57,11 @@ def load_backbone(address: str, auto_class: str, tokenizer: Any, **options: Any)
                 source, dtype=torch.float32, output_loading_info=True, **revision, **options
             )
     except Exception as error:
-        raise _unreadable(address, "model", error) from error
+        raise _unreadable(address, "model", error, auto_class) from error
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     base = model.base_model_prefix + "."
-    is_language_model = type(model).__name__.endswith(LANGUAGE_MODELS)
+    is_language_model = type(model).__name__.endswith((*LANGUAGE_MODELS, "ForPreTraining"))
     missing = sorted(key for key in info["missing_keys"] if key.startswith(base) or is_language_model)
     fresh = list(dict.fromkeys(key.rpartition(".")[0] for key in missing))
     output = model.get_output_embeddings() if is_language_model else None
@@ -104,13 +104,18 @@ def _source(address: str) -> tuple[str, dict[str, str]]:
     return str(found), {}
 
 
-def _unreadable(address: str, what: str, error: Exception) -> BackboneError:
+def _unreadable(address: str, what: str, error: Exception, auto_class: str = "") -> BackboneError:
     found = resolve(address, "model")
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(found, HubId):
         return unavailable(found, reason)
     if reason.startswith("Unrecognized configuration class"):
         config = transformers.AutoConfig.from_pretrained(found)
+        if auto_class == "AutoModelForPreTraining":
+            return BackboneError(
+                f"'{address}' is a {config.model_type}, and transformers has no model of it with a head for sentences. "
+                "Take a backbone of BERT's or ALBERT's kind, or set task.sentences=none."
+            )
         return BackboneError(
             f"'{address}' is a {config.model_type}, and transformers has no such model for this task. BERT-type "
             "backbones learn from raw text with task.type=masked_lm, GPT-type ones with task.type=causal_lm."

@@ -8,20 +8,23 @@ from typing import Any
 import torch
 
 _PADDING = {"input_ids": 0, "document": -1, "words": -1, "labels": -100, "fill": 0}
+_PADDING |= {"wrong_ids": 0, "wrong_document": -1, "wrong_words": -1}  # of pairs: the one that is wrong
 
 
 def padded(row: dict[str, Any], length: int, pad: int) -> dict[str, Any]:
     """Return a row's columns, those that a batch has, at this length."""
-    padding = _PADDING | {"input_ids": pad}
+    padding = _PADDING | {"input_ids": pad, "wrong_ids": pad}
     return {name: [*row[name], *[value] * (length - len(row[name]))] for name, value in padding.items() if name in row}
 
 
 def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
     """Make a batch, each column padded to its longest."""
-    longest = max(len(row["input_ids"]) for row in rows)
+    longest = max(len(row[name]) for row in rows for name in ("input_ids", "wrong_ids") if name in row)
     full = [padded(row, longest, pad) for row in rows]
     batch = {name: torch.tensor([row[name] for row in full]) for name in full[0]}
     batch["attention_mask"] = (batch["document"] >= 0).long()
+    if "wrong" in rows[0]:
+        batch["wrong"] = torch.tensor([row["wrong"] for row in rows])
     return batch
 
 

@@ -17,7 +17,7 @@ from adapterlab.tasks.base import Evidence, Predictions, Task, TaskOptions
 from adapterlab.tasks.metrics import compute
 from adapterlab.tasks.metrics_language import GENERAL, PERPLEXITY
 from adapterlab.tasks.new_words import find_words
-from adapterlab.tasks.packing import Block, Pieces, pack
+from adapterlab.tasks.packing import Block, Packer, Pieces
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,6 +111,9 @@ class CorpusTask(Task):
         self._longest = table or getattr(model.config, "max_position_embeddings", None)
         if rows := active_rows(model):
             self.pieces_of = {rows.tokens.ids[token]: len(pieces) for token, pieces in rows.tokens.items()}
+        self._settle_borders(model)
+
+    def _settle_borders(self, model: Any) -> None:
         able = self._keeps_apart(model)
         if self.options.borders and not able:
             raise ConfigError(
@@ -133,6 +136,10 @@ class CorpusTask(Task):
     def frame(self, tokenizer: Any) -> tuple[list[int], list[int]]:
         """Return the special tokens before and after each piece of a document in a block."""
 
+    def packer(self, tokenizer: Any, size: int, name: str) -> Packer:
+        """Return what makes blocks of documents; `name` is the split's, as for `encode`."""
+        return Packer(size, *self.frame(tokenizer))
+
     @abstractmethod
     def columns_of(self, blocks: Iterable[Block], tokenizer: Any, name: str) -> Iterator[dict[str, Any]]:
         """Yield blocks as encoded rows."""
@@ -150,20 +157,24 @@ class CorpusTask(Task):
             from adapterlab.tasks.streamed import Blocks
 
             return cast(Any, Blocks(dataset, self, tokenizer, max_length))
-        head, tail = self.frame(tokenizer)
+        packer = self.packer(tokenizer, max_length, name)
         owners: list[int] = []
 
         def blocks() -> Iterator[Block]:
-            documents = self._documents(dataset["text"], tokenizer)
-            if name != ANSWERS:
-                yield from pack(documents, max_length, head, tail)
-                return
-            for row, document in enumerate(documents):
-                for block in pack([document], max_length, head, tail):
+            for row, document in enumerate(self._documents(dataset["text"], tokenizer)):
+                for block in packer.take(document):
                     owners.append(row)
                     yield block
+                if name != ANSWERS:
+                    continue
+                for block in packer.rest():
+                    owners.append(row)
+                    yield block
+            yield from packer.rest()
 
         rows = list(self.columns_of(blocks(), tokenizer, name))
+        if packer.lack and name != ANSWERS:
+            raise DataError(f"{name}: {packer.lack}")
         if not rows:
             raise DataError(f"{name} holds no text: its {len(dataset):,} rows give no token.")
         encoded = Dataset.from_dict({column: [row[column] for row in rows] for column in rows[0]})
@@ -171,7 +182,7 @@ class CorpusTask(Task):
             return encoded.add_column("_row", owners)
         tokens = sum(len(row["input_ids"]) for row in rows)
         if name == "train":
-            self.note(f"train: {tokens:,} tokens in {len(rows):,} blocks of up to {max_length}.")
+            self.note(f"train: {tokens:,} tokens in {len(rows):,} blocks of up to {max_length}.{packer.remark}")
         return encoded
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

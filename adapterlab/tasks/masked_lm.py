@@ -1,169 +1,198 @@
-"""Masked language modelling: BERT's own training, continued on raw text."""
+"""Masked language modelling: BERT's own training, continued on raw text; on request with its task on sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
-from adapterlab.errors import BackboneError
-from adapterlab.tasks.base import Predictions, register_task
-from adapterlab.tasks.corpus import ANSWERS, CorpusOptions, CorpusTask
-from adapterlab.tasks.metrics_language import perplexity
-from adapterlab.tasks.packing import Block, Pieces
+from adapterlab.data.corpora import Corpus
+from adapterlab.errors import BackboneError, ConfigError
+from adapterlab.tasks.base import Evidence, Predictions, register_task
+from adapterlab.tasks.corpus import ANSWERS, OF_GENERAL
+from adapterlab.tasks.masked_words import MaskedWords, MaskedWordsOptions
+from adapterlab.tasks.metrics import compute
+from adapterlab.tasks.metrics_language import SENTENCE_ACCURACY
+from adapterlab.tasks.packing import Pieces
+from adapterlab.tasks.sentence_pairs import Halver, Pairer, join_sentences, split_sentences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+    from datasets import Dataset
 
 
-class MaskedOptions(CorpusOptions):
+class MaskedOptions(MaskedWordsOptions):
     """Options of masked language modelling."""
 
-    mask_share: float = Field(0.15, gt=0, lt=1, description="Share of the words that have to be found.")
-    whole_words: bool = Field(True, description="Mask all pieces of a word, or each piece by itself.")
+    sentences: Literal["none", "next", "order"] = Field(
+        "none",
+        description="Tell right pairs of segments from wrong ones, too. next: the second one follows, or is of another "
+        "document (BERT). order: it follows, or the two are swapped (ALBERT).",
+    )
 
 
 @register_task("masked_lm", "mlm")
-class MaskedLM(CorpusTask):
-    """Learns to find masked words. In training each pass masks others; held-out text is always masked alike."""
+class MaskedLM(MaskedWords):
+    """Learns to find masked words; and if `sentences` asks for it, whether two segments of text belong together.
+
+    Then a block is one pair, and both losses are added. In training each pass draws anew whether a row is read right
+    or wrong; of held-out rows every second one is wrong, always the same.
+    """
 
     summary = "raw text, for BERT and its kin: masked words are found (continued pretraining)"
-    auto_class = "AutoModelForMaskedLM"
-    mask_function = "create_bidirectional_mask"
+    extra_inputs = (*MaskedWords.extra_inputs, "wrong", "wrong_ids", "wrong_document", "wrong_words")
     Options: ClassVar[type[MaskedOptions]] = MaskedOptions
 
-    def prepare(self, model: Any, tokenizer: Any) -> None:
-        """Refuse a tokenizer that has no mask token."""
-        if tokenizer.mask_token_id is None:
-            raise BackboneError(
-                f"the tokenizer of '{tokenizer.name_or_path}' has no mask token, so nothing can be masked. A GPT-type "
-                "model learns from raw text with task.type=causal_lm; for a BERT-type one take the tokenizer that it "
-                "was pretrained with."
+    def __init__(self, *, metrics: Any = None, **options: Any) -> None:
+        super().__init__(metrics=metrics, **options)
+        self.paired = self.options.sentences != "none"
+        if not self.paired and SENTENCE_ACCURACY in self.metrics:
+            raise ConfigError(f"task.metrics: {SENTENCE_ACCURACY} needs pairs. Set task.sentences to next or order.")
+        if self.paired and self.options.borders is not None:
+            raise ConfigError(
+                f"task.borders: with task.sentences={self.options.sentences} a block is one pair of segments, which "
+                "see each other. Leave the option out."
             )
+        if self.paired:
+            self.auto_class = "AutoModelForPreTraining"  # type: ignore[misc]  # this instance's
+            self.metrics += [SENTENCE_ACCURACY] if metrics is None else []
+
+    def model_kwargs(self) -> dict[str, Any]:
+        """ALBERT's head for sentences is as wide as the config has labels."""
+        return {"num_labels": 2} if self.paired else {}
+
+    def prepare(self, model: Any, tokenizer: Any) -> None:
+        """Refuse a model without a head for sentences, if it needs one."""
+        if self.paired:
+            from adapterlab.tasks.sentence_head import check_head
+
+            check_head(model)
         super().prepare(model, tokenizer)
-        self._tokenizer = tokenizer
-        self._mask_id = int(tokenizer.mask_token_id)
-        self._others = _ordinary(tokenizer)
-        if self.options.whole_words and not tokenizer.is_fast:
-            self.note("This tokenizer can't say which pieces make a word: each is masked by itself.")
 
-    def _keeps_apart(self, model: Any) -> bool:
-        layers = getattr(model.config, "layer_types", None) or []  # sliding ones need a mask of their own
-        return super()._keeps_apart(model) and set(layers) <= {"full_attention"}
+    def _settle_borders(self, model: Any) -> None:
+        if not self.paired:
+            super()._settle_borders(model)
 
-    def frame(self, tokenizer: Any) -> tuple[list[int], list[int]]:
-        """Each piece stands between what the tokenizer puts around a text."""
-        inner = tokenizer.encode("a", add_special_tokens=False)
-        whole = tokenizer.encode("a")
-        begin = next((place for place in range(len(whole)) if whole[place : place + len(inner)] == inner), 0)
-        return whole[:begin], whole[begin + len(inner) :]
-
-    def pieces(self, texts: list[str], tokenizer: Any) -> list[Pieces]:
-        """Tokenise, and tell which tokens make a word."""
-        from adapterlab.tasks.masking import words_of
-
-        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
-        kept = set(tokenizer.all_special_ids)  # a text may hold some: nobody shall guess [UNK]
-        found = []
-        for number, (text, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
-            whole = self.options.whole_words and encoded.encodings
-            words = words_of(encoded.encodings[number], text) if whole else list(range(len(ids)))
-            found.append(Pieces(ids, [-1 if index in kept else word for index, word in zip(ids, words, strict=True)]))
-        return found
-
-    def columns_of(self, blocks: Iterable[Block], tokenizer: Any, name: str) -> Iterator[dict[str, Any]]:
-        """Blocks to train on are masked when they are read, all others here, with a seed of their own."""
+    def packer(self, tokenizer: Any, size: int, name: str) -> Any:
+        """Return what makes blocks of documents, or pairs of their sentences."""
+        if not self.paired:
+            return super().packer(tokenizer, size, name)
         import torch
 
-        generator, others = torch.Generator().manual_seed(0), _ordinary(tokenizer)
-        for block in blocks:
-            row: dict[str, Any] = {"input_ids": block.input_ids, "document": block.document, "words": block.words}
-            if name != "train":
-                block_ids, words = (torch.tensor([column]) for column in (block.input_ids, block.words))
-                ids, labels = self._masked(block_ids, words, others, generator)
-                while name == ANSWERS and (labels == -100).all() and (words >= 0).any():  # a short text's few words
-                    ids, labels = self._masked(block_ids, words, others, generator)
-                row |= {"input_ids": ids[0].tolist(), "labels": labels[0].tolist()}
-            if name == ANSWERS:
-                row["fill"] = [int(index == self._mask_id) for index in block.input_ids]
-                if any(row["fill"]):  # these masks are the question: nothing else is hidden
-                    row |= {"input_ids": block.input_ids, "labels": [-100] * len(block.input_ids)}
-            yield row
+        head, tail = self.frame(tokenizer)
+        inner, both = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a", "a")
+        middle = both[len(head) + len(inner) : len(both) - len(inner) - len(tail)]
+        if not middle:
+            raise BackboneError(
+                f"task.sentences: the tokenizer of '{tokenizer.name_or_path}' puts nothing between two texts, so they "
+                "can't be told apart. Take the tokenizer that the backbone was pretrained with."
+            )
+        kind, seed = (Halver, 0) if name == ANSWERS else (Pairer, torch.initial_seed() if name == "train" else 0)
+        return kind(self.options.sentences, size, (head, middle, tail), seed % 2**32)
 
-    def _masked(
-        self, ids: torch.Tensor, words: torch.Tensor, others: Any, generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        from adapterlab.tasks.masking import mask
+    def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = ANSWERS) -> Dataset:
+        """Make blocks; where sentences of other documents are taken, documents are shuffled first."""
+        if self.options.sentences == "next" and name != ANSWERS and not isinstance(dataset, Corpus):
+            dataset = dataset.shuffle(seed=0)
+        return super().encode(dataset, tokenizer, max_length, name=name)
 
-        share = self.options.mask_share
-        return mask(ids, words, share=share, mask_id=self._mask_id, others=others, generator=generator)
+    def pieces(self, texts: list[str], tokenizer: Any) -> list[Pieces]:
+        """Tokenise; and tell where sentences end, if that matters."""
+        if not self.paired:
+            return super().pieces(texts, tokenizer)
+        split = [split_sentences(text) for text in texts]
+        every = [sentence for sentences in split for sentence in sentences]
+        read = iter(super().pieces(every, tokenizer) if every else [])
+        return [join_sentences([next(read) for _ in sentences]) for sentences in split]
+
+    def columns_of(self, blocks: Iterable[Any], tokenizer: Any, name: str) -> Iterator[dict[str, Any]]:
+        """Pairs to train on keep their wrong ones beside them; of held-out ones one of the two is taken."""
+        if not self.paired:
+            yield from super().columns_of(blocks, tokenizer, name)
+            return
+        chosen: dict[str, Any] = {}
+
+        def choose() -> Iterator[Any]:
+            draw, turn = np.random.default_rng(0), 1
+            for number, pair in enumerate(blocks):
+                chosen.clear()
+                if name == "train":
+                    wrong = pair.wrong
+                    chosen.update(wrong_ids=wrong.input_ids, wrong_document=wrong.document, wrong_words=wrong.words)
+                    yield pair
+                    continue
+                turn = 1 - turn if number % 2 else int(draw.integers(2))  # of two in a row, one is wrong
+                chosen["wrong"] = turn if pair.wrong else 0 if max(pair.document) else -100
+                yield pair.wrong if pair.wrong and turn else pair
+
+        for row in super().columns_of(choose(), tokenizer, name):
+            yield row | chosen
 
     def reading(self, model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Where documents are kept apart, each is read as if it stood alone: positions begin anew."""
-        if not self.apart:
+        """Of pairs, the model is told which segment a token is of."""
+        if not self.paired:
             return super().reading(model, batch)
-        from adapterlab.tasks.blocks import apart, positions
+        from adapterlab.tasks.sentence_head import reading
 
-        document = batch["document"]
-        return {"attention_mask": apart(document, model), "position_ids": positions(document, self._first)}
+        return reading(model, batch)
 
     def forward(self, model: Any, batch: dict[str, Any], items: Any = None) -> tuple[Any, Any]:
-        """Return the loss of the masked tokens. The head, as large as the vocabulary, reads only these."""
-        from accelerate.utils import extract_model_from_parallel
+        """Return the loss of the masked tokens, and of the pairs."""
+        if self.paired:
+            from adapterlab.tasks.sentence_head import arranged
 
-        from adapterlab.tasks.blocks import losses_by_row
-        from adapterlab.tasks.masking import Pick, offers
+            batch = arranged(batch)
+        return super().forward(model, batch, items)
 
-        ids, labels, fill = batch["input_ids"], batch.get("labels"), batch.get("fill")
-        if labels is None:
-            ids, labels = self._masked(ids, batch["words"], self._others)
-        looked_at = labels != -100 if fill is None else (labels != -100) | (fill == 1)
-        inner = extract_model_from_parallel(model)
-        hook = inner.base_model.register_forward_hook(Pick(looked_at))
-        try:
-            outputs = model(input_ids=ids, **self.reading(inner, batch))
-        finally:
-            hook.remove()
-        logits, rows = outputs.logits[0], looked_at.nonzero()[:, 0]
-        true = labels[looked_at]
-        known = true != -100
-        losses, counts = losses_by_row(logits[known], true[known], rows[known], len(ids), self.pieces_of)
-        told = {"losses": losses, "counts": counts}
-        if fill is not None:
-            told |= offers(logits, rows, fill[looked_at] == 1, len(ids))
-        return losses.sum() / counts.sum().clamp(min=1), told
+    def beside(self, outputs: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the loss of the pairs, and what was thought of them."""
+        if not self.paired:
+            return super().beside(outputs, batch)
+        from adapterlab.tasks.sentence_head import sentence_logits, sentence_loss
 
-    def outputs(self, outputs: Any, batch: dict[str, Any]) -> Any:
-        """Keep each row's loss and its number of masked tokens; where masks were given, what was offered for them."""
-        return tuple(outputs.values())
+        logits = sentence_logits(outputs)
+        return sentence_loss(logits, batch["wrong"]), {"sentences": logits.float().softmax(-1)}
+
+    def measure(self, seen: Predictions) -> dict[str, float]:
+        """Return perplexities; and for pairs, how many of the domain's are told right from wrong."""
+        measured = super().measure(seen)
+        if SENTENCE_ACCURACY in self.metrics and len(seen.outputs) > 2:
+            own, wrong = _of_domain(seen.encoded), np.asarray(seen.encoded["wrong"])
+            measured |= compute([SENTENCE_ACCURACY], np.asarray(seen.outputs[2]).argmax(1)[own], wrong[own])
+        return measured
+
+    def baselines(self, evidence: Evidence) -> dict[str, dict[str, float]]:
+        """For pairs, guessing is right in half of them."""
+        found = super().baselines(evidence)
+        if SENTENCE_ACCURACY not in self.metrics:
+            return found
+        rows = evidence.encoded(evidence.split)
+        share = float(np.asarray(rows["wrong"])[_of_domain(rows)].mean())
+        return {"majority class": {SENTENCE_ACCURACY: max(share, 1 - share)}} | found
 
     def decode(self, seen: Predictions) -> list[dict[str, Any]]:
-        """Fill the masks that a text has; of one that has none, say how probable its words are."""
-        owners = list(seen.encoded["_row"])
-        answers: list[dict[str, Any]] = []
-        for row, text in enumerate(seen.rows["text"]):
-            own = [place for place, owner in enumerate(owners) if owner == row]
-            losses, counts, *offers = ([part[place] for place in own] for part in seen.outputs)
-            choices = [self._choice(*pair) for block in zip(*offers, strict=True) for pair in zip(*block, strict=True)]
-            choices = [choice for choice in choices if choice]
-            for choice in choices:
-                text = text.replace(self._tokenizer.mask_token, choice[0]["token"], 1)
-            answer = {"perplexity": perplexity(losses, counts) if sum(counts) else None}
-            answers.append(answer | {"filled": text if choices else None, "choices": choices})
-        return answers
-
-    def _choice(self, tokens: Any, scores: Any) -> list[dict[str, Any]]:
+        """Fill masks; of a text of several sentences, say how probable it is that its halves belong together."""
+        if not self.paired:
+            return super().decode(seen)
+        losses, counts, thought, *offers = seen.outputs
+        answers = super().decode(replace(seen, outputs=(losses, counts, *offers)))
+        right: list[list[float]] = [[] for _ in answers]
+        for owner, wrong, (probability, _) in zip(seen.encoded["_row"], seen.encoded["wrong"], thought, strict=True):
+            if wrong == 0:  # of one sentence nothing can be said
+                right[owner].append(float(probability))
         return [
-            {"token": self._tokenizer.decode([int(token)]).strip(), "score": float(score)}
-            for token, score in zip(tokens, scores, strict=True)
-            if score >= 0
+            {**answer, "coherence": sum(own) / len(own) if own else None}
+            for answer, own in zip(answers, right, strict=True)
         ]
 
 
-def _ordinary(tokenizer: Any) -> list[int]:
-    """Return the ids of all tokens that aren't special."""
-    special = set(tokenizer.all_special_ids)
-    return [index for index in range(len(tokenizer)) if index not in special]
+def _of_domain(encoded: Dataset) -> Any:
+    """Return a mask of the rows that aren't of the general text."""
+    if OF_GENERAL not in encoded.column_names:
+        return np.ones(len(encoded), dtype=bool)
+    return ~np.asarray(encoded[OF_GENERAL], dtype=bool)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 _LEAST = 16  # a longer document's piece at the end of a block has so many tokens, or goes into the next block
 
@@ -14,6 +15,7 @@ class Pieces:
 
     ids: Sequence[int]
     words: Sequence[int]
+    ends: Sequence[int] = ()  # where its sentences end, if that matters
 
 
 @dataclass
@@ -34,23 +36,19 @@ class Block:
         self.document += [number] * (len(head) + len(ids) + len(tail))
 
 
-def pack(documents: Iterable[Pieces], size: int, head: Sequence[int] = (), tail: Sequence[int] = ()) -> Iterator[Block]:
-    """Yield blocks of `size` tokens, full but for a few; a document that doesn't fit goes on in the next.
+class Packer:
+    """Makes blocks of `size` tokens, full but for a few; a document that doesn't fit goes on in the next.
+
+    Between two documents it can be stopped, kept and gone on with.
 
     Args:
-        documents: as they follow each other.
         size: tokens in a block.
         head: special tokens before each piece of a document.
         tail: those after it.
     """
-    packer = Packer(size, head, tail)
-    for document in documents:
-        yield from packer.take(document)
-    yield from packer.rest()
 
-
-class Packer:
-    """What `pack` does, a document at a time: between two of them it can be stopped, kept and gone on with."""
+    remark = ""  # what is to be said of the documents
+    lack: str | None = None  # why they gave no block
 
     def __init__(self, size: int, head: Sequence[int] = (), tail: Sequence[int] = ()) -> None:
         self.size, self.framed = size, (head, tail)
@@ -76,3 +74,11 @@ class Packer:
         if self.block.input_ids:
             yield self.block
             self.block = Block()
+
+    def state(self) -> dict[str, Any]:
+        """Return what is packed already of the next block, as JSON can hold it."""
+        return asdict(self.block)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a state."""
+        self.block = Block(**state)

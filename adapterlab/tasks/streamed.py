@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.utils.data import IterableDataset
@@ -12,7 +11,6 @@ from torch.utils.data import IterableDataset
 from adapterlab.data.corpora import Corpus
 from adapterlab.errors import DataError
 from adapterlab.tasks.blocks import padded
-from adapterlab.tasks.packing import Block, Packer
 
 if TYPE_CHECKING:
     from adapterlab.tasks.corpus import CorpusTask
@@ -68,7 +66,7 @@ class Blocks(_Remembering):
     def __init__(self, corpus: Corpus, task: CorpusTask, tokenizer: Any, size: int) -> None:
         super().__init__()
         self.corpus, self.task, self.tokenizer, self.size = corpus, task, tokenizer, size
-        self._packer = Packer(size, *task.frame(tokenizer))
+        self._packer = task.packer(tokenizer, size, "train")
         self._done = 0  # blocks already given of the next document
 
     def walk(self) -> Iterator[tuple[dict[str, Any], State]]:
@@ -77,7 +75,7 @@ class Blocks(_Remembering):
             any_text = False
             for before, text in self.corpus.documents():
                 any_text = True
-                begun, first = asdict(self._packer.block), self._done
+                begun, first = self._packer.state(), self._done
                 self._done = 0
                 document = self.task.pieces([text], self.tokenizer)[0]
                 blocks = list(self._packer.take(document))[first:]
@@ -89,11 +87,13 @@ class Blocks(_Remembering):
                     )
             if not any_text:
                 raise DataError("the corpus is empty: a whole pass over it gave no document.")
+            if self._packer.lack:
+                raise DataError(f"the corpus: {self._packer.lack}")
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Read the last document again, and leave out the blocks that were given."""
         self.corpus.restore(state["corpus"])
-        self._packer.block = Block(**state["block"])
+        self._packer.restore(state["block"])
         self._done = int(state["done"])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from adapterlab.data import load_splits
-from adapterlab.errors import ConfigError
+from adapterlab.errors import ConfigError, DataError
 from adapterlab.recipe import Recipe
 from adapterlab.tasks import Task
 from adapterlab.tasks.corpus import OF_GENERAL
@@ -39,7 +39,12 @@ class General:
     def encode(self, task: Task, tokenizer: Any, max_length: int) -> dict[str, Any]:
         """Return the general blocks, to train on and held out."""
         told = list(task.notes)
-        rows = {name: task.encode(part, tokenizer, max_length, name=name) for name, part in self.splits.named.items()}
+        try:
+            rows = {
+                name: task.encode(part, tokenizer, max_length, name=name) for name, part in self.splits.named.items()
+            }
+        except DataError as error:
+            raise DataError(f"data.replay: {error}") from None
         task.notes = told  # which would be taken for notes on the domain's text
         return rows
 

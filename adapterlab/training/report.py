@@ -36,7 +36,8 @@ def final_table(rows: Sequence[ResultRow], metrics: Sequence[str], *, split: str
 
     table = Table(title=f"Results on {split}", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.pad_edge, table.collapse_padding = False, True  # it fits 80 columns
-    columns = 1 + len(metrics) if len(metrics) > 3 else None  # then what the adapter cost is left to report.md
+    is_wide = len(metrics) > 3 or sum(map(len, metrics)) > 40
+    columns = 1 + len(metrics) if is_wide else None  # then what the adapter cost is left to report.md
     header, *body = [cells[:columns] for cells in _cells(rows, metrics)]
     for number, name in enumerate(header):
         table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number > 0)

@@ -17,7 +17,7 @@ import adapterlab
 from adapterlab.data import load_splits
 from adapterlab.recipe import load_recipe
 from adapterlab.tasks import TASKS
-from adapterlab.tasks.packing import Pieces, pack
+from adapterlab.tasks.packing import Packer, Pieces
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,8 @@ def load(kind, address):
 def test_packing_loses_no_token_and_mixes_no_documents(lengths, size):
     documents = [Pieces([10_000 * (n + 1) + i for i in range(length)], list(range(length)))
                  for n, length in enumerate(lengths)]  # fmt: skip
-    blocks = list(pack(documents, size, [1], [2]))
+    packer = Packer(size, [1], [2])
+    blocks = [*(block for document in documents for block in packer.take(document)), *packer.rest()]
     assert all(len(block.input_ids) <= size for block in blocks)
     assert all(len(block.input_ids) > size - 18 for block in blocks[:-1]), "full but for a few tokens"
     body = [token for block in blocks for token in block.input_ids if token > 2]
