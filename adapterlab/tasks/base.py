@@ -122,7 +122,7 @@ class Task(ABC):
     synonyms: ClassVar[dict[str, tuple[str, ...]]] = {}  # what files call them as well
     inputs: ClassVar[tuple[str, ...]]  # those that the model sees
     strata: ClassVar[str | None] = None  # the one whose proportions splits keep
-    auto_class: ClassVar[str]  # in transformers
+    auto_class: str  # in transformers
     extra_inputs: ClassVar[tuple[str, ...]] = ()  # columns of a batch that `forward` reads and the model doesn't take
     plain_input: ClassVar[str | None] = None  # what a plain text given to `predict` is; None: the only input needed
     documents: str | None = None  # how a txt's lines make rows; None takes each for one

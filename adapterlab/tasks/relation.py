@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from adapterlab.data.preparing import encode_rows
 from adapterlab.errors import DataError
 from adapterlab.tasks.alignment import Range, join_words, need_fast
 from adapterlab.tasks.base import Evidence, Predictions, register_task
 from adapterlab.tasks.classification import Classification
+from adapterlab.tasks.encoding import TOLD, encode_for, take_told
 from adapterlab.tasks.labels import WeightedOptions
 from adapterlab.tasks.markers import mark, window_around
 from adapterlab.tasks.sentences import read_span, read_text
@@ -89,36 +88,32 @@ class Relation(Classification):
         need_fast(tokenizer)
         limit = min(max_length, tokenizer.model_max_length)
         ids = tokenizer.convert_tokens_to_ids(list(self.options.markers))
-        self._hidden = dict.fromkeys(ids, tokenizer.unk_token_id if tokenizer.unk_token_id is not None else 0)
+        self._hidden = hidden = dict.fromkeys(ids, tokenizer.unk_token_id if tokenizer.unk_token_id is not None else 0)
         pairs = list(zip(self.options.markers[::2], self.options.markers[1::2], strict=True))
-        counts: Counter[str] = Counter()
-        apart: list[int] = []
 
-        def tokenise(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
+        def tokenise(batch: dict[str, list[Any]]) -> dict[str, Any]:
             entities = zip(batch["text"], batch["head"], batch["tail"], strict=True)
             encoded = tokenizer([mark(*_in_characters(*parts), pairs) for parts in entities])
-            columns: dict[str, list[Any]] = {key: [] for key in encoded}
-            for number, row in enumerate(rows):
-                tokens = encoded["input_ids"][number]
-                marks = [place for place, token in enumerate(tokens) if token in self._hidden]
+            columns: dict[str, list[Any]] = {key: [] for key in (*encoded, TOLD)}
+            for number, tokens in enumerate(encoded["input_ids"]):
+                marks = [place for place, token in enumerate(tokens) if token in hidden]
                 inside = [side is not None for side in encoded.sequence_ids(number)]
                 kept = window_around(marks, inside, limit)
-                if kept is None:
-                    apart.append(row)
-                counts["cut"] += kept is not None and len(kept) < len(tokens)
-                for key in columns:
+                columns[TOLD].append([int(kept is None), int(kept is not None and len(kept) < len(tokens))])
+                for key in encoded:
                     columns[key].append([encoded[key][number][place] for place in kept or ()])
             return columns
 
-        encoded = encode_rows(dataset, tokenise, description=f"Tokenising {name}", with_indices=True)
-        if apart:
+        encoded = encode_for(self, dataset, tokenise, tokenizer, name, limit, with_indices=False)
+        encoded, told = take_told(encoded, ("apart", "cut"))
+        if apart := told["apart"].nonzero()[0].tolist():
             raise DataError(
                 f"{name}: in {len(apart):,} of {len(dataset):,} texts head and tail lie further apart than {limit} "
                 f"tokens ({self.locator(name)(apart)}). Raise data.max_length, or leave those rows out."
             )
-        if counts["cut"]:
+        if cut := told["cut"].sum():
             self.note(
-                f"{name}: {counts['cut']:,} of {len(dataset):,} texts cut to {limit} tokens about head and tail "
+                f"{name}: {cut:,} of {len(dataset):,} texts cut to {limit} tokens about head and tail "
                 "(data.max_length)."
             )
         if "label" in dataset.column_names:

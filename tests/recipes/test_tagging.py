@@ -104,7 +104,7 @@ def test_recipe_runs_with_every_method(name, method, tiny_bert, tmp_path):
         assert answer["label"] in ("employer", "employee")
         assert {"[E1]", "[/E1]", "[E2]", "[/E2]"} <= set(predictor.tokenizer.get_vocab())
         return
-    assert "the word's most frequent tag" in result.baselines
+    assert "most frequent tag per word" in result.baselines
     text = "江泽民 在北京\x00讲话"
     [answer] = predictor.predict([text])
     if "ner" in name:
