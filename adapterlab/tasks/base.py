@@ -279,6 +279,7 @@ class Task(ABC):
         `name` is the split's ("train", "eval", "test"), for notes, or "data" for rows that are to be answered.
         Columns whose names begin with "_" are the task's own notes (offsets, `_row`): no batch holds them. Rows are
         batched by their number of tokens: that of `input_ids`, or a column `length` (to be named in `extra_inputs`).
+        `encoding.encode_for` does it as `data.workers` and `data.cache` say.
         """
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

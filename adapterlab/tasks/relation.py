@@ -28,6 +28,11 @@ Text = str | Sequence[str]
 class RelationOptions(WeightedOptions):
     """Options of relations."""
 
+    read: Literal["markers", "text"] = Field(
+        "markers",
+        description="where the class is read: at both entities' markers and the last token, or where the backbone's "
+        "own head reads a text's class ([CLS], or a GPT's last token)",
+    )
     markers: tuple[str, str, str, str] = Field(
         ("[E1]", "[/E1]", "[E2]", "[/E2]"), description="the tokens around head and tail; the tokenizer learns them"
     )
@@ -53,6 +58,12 @@ class Relation(Classification):
     inputs = ("text", "head", "tail")  # type: ignore[assignment]
     optional = ()  # type: ignore[assignment]
     Options = RelationOptions
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        if self.options.read == "markers":
+            self.auto_class = "AutoModelForTokenClassification"
+        self._closing: list[int] = []
 
     @property
     def new_tokens(self) -> tuple[str, ...]:
@@ -82,6 +93,40 @@ class Relation(Classification):
         joined = text if isinstance(text, str) else " ".join(text)
         held = next((marker for marker in self.options.markers if marker in joined), None)
         return f"the text holds '{held}', with which entities are marked; see task.markers" if held else None
+
+    def model_kwargs(self) -> dict[str, Any]:
+        """Return the classes and their names; read at markers, each class once for every token that is read."""
+        kwargs = super().model_kwargs()
+        if self.options.read == "text":
+            return kwargs
+        names = [f"{label} at {place}" for place in (*self.options.markers[1::2], "end") for label in self.labels]
+        named = {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
+        return {**kwargs, **named, "num_labels": len(names)}
+
+    def prepare(self, model: Any, tokenizer: Any) -> None:
+        """Keep which tokens close the entities."""
+        self._closing = tokenizer.convert_tokens_to_ids(list(self.options.markers[1::2]))
+
+    def forward(self, model: Any, batch: dict[str, Any], items: Any = None) -> tuple[Any, Any]:
+        """Run the model; read at markers, a class's logit is the sum of its logits at each token that is read.
+
+        That is a linear layer over these tokens' states, one behind the other (Baldini Soares et al. 2019, "Matching
+        the blanks"). The markers that close the entities are read, and the last token: to a GPT's, entities are known
+        by then, and the whole text.
+        """
+        if self.options.read == "text":
+            return super().forward(model, batch, items)
+        import torch
+
+        outputs = model(**{key: value for key, value in batch.items() if key != "labels"})
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        places = [(ids == token).int().argmax(1) for token in self._closing]
+        places.append((mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1))
+        rows = torch.arange(len(ids), device=ids.device)
+        logits = outputs.logits.unflatten(-1, (len(places), -1))
+        outputs.logits = sum(logits[rows, place, number] for number, place in enumerate(places))
+        loss = self.loss(outputs.logits.float(), batch["labels"]) if "labels" in batch else None
+        return loss, outputs
 
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
         """Tokenise, entities marked; of texts too long, what lies about the entities is kept."""
