@@ -122,7 +122,7 @@ class Task(ABC):
     synonyms: ClassVar[dict[str, tuple[str, ...]]] = {}  # what files call them as well
     inputs: ClassVar[tuple[str, ...]]  # those that the model sees
     strata: ClassVar[str | None] = None  # the one whose proportions splits keep
-    auto_class: ClassVar[str]  # in transformers
+    auto_class: str  # in transformers
     extra_inputs: ClassVar[tuple[str, ...]] = ()  # columns of a batch that `forward` reads and the model doesn't take
     plain_input: ClassVar[str | None] = None  # what a plain text given to `predict` is; None: the only input needed
     documents: str | None = None  # how a txt's lines make rows; None takes each for one
@@ -279,6 +279,7 @@ class Task(ABC):
         `name` is the split's ("train", "eval", "test"), for notes, or "data" for rows that are to be answered.
         Columns whose names begin with "_" are the task's own notes (offsets, `_row`): no batch holds them. Rows are
         batched by their number of tokens: that of `input_ids`, or a column `length` (to be named in `extra_inputs`).
+        `encoding.encode_for` does it as `data.workers` and `data.cache` say.
         """
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,9 +9,10 @@ from pydantic import Field
 
 from adapterlab.errors import BackboneError
 from adapterlab.tasks.base import Evidence, register_task
+from adapterlab.tasks.encoding import TOLD, encode_for, take_told
 from adapterlab.tasks.generation import ANSWERED, GenerationOptions, TextGeneration
 from adapterlab.tasks.metrics import compute
-from adapterlab.tasks.text_batches import NOTHING, mapped, no_losses, padded, token_losses
+from adapterlab.tasks.text_batches import NOTHING, no_losses, padded, token_losses
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,28 +65,32 @@ class Seq2Seq(TextGeneration):
             )
 
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
-        """Tokenise in memory; rows that are to be answered have no labels."""
+        """Tokenise; rows that are to be answered have no labels."""
         limits = {"source": self.limit(max_length, tokenizer), "target": self.options.max_target_length}
         if self.positions is not None:
             limits["target"] = min(limits["target"], self.positions)
-        cut: Counter[str] = Counter()
+        prefix, asks = self.options.prefix, name == "data"
 
         def tokenise(batch: dict[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
-            sources = [self.options.prefix + text for text in batch["source"]]
+            sources = [prefix + text for text in batch["source"]]
             read = tokenizer(sources, truncation=True, max_length=limits["source"])
-            cut["source"] += _overflowing(read)
-            labels = [[NOTHING]] * len(places)
+            labels, cut = [[NOTHING]] * len(places), [0] * len(places)
             if "target" in batch:
                 written = tokenizer(text_target=batch["target"], truncation=True, max_length=limits["target"])
-                cut["target"] += _overflowing(written)
-                labels = written["input_ids"]
-            numbers = [ANSWERED] * len(places) if name == "data" else places
-            return {"input_ids": read["input_ids"], "labels": labels, "number": numbers, "_row": places}
+                labels, cut = written["input_ids"], _overflowing(written)
+            return {
+                "input_ids": read["input_ids"],
+                "labels": labels,
+                "number": [ANSWERED] * len(places) if asks else places,
+                "_row": places,
+                TOLD: [list(both) for both in zip(_overflowing(read), cut, strict=True)],
+            }
 
-        encoded = mapped(dataset, tokenise, name)
+        encoded = encode_for(self, dataset, tokenise, tokenizer, name, limits, asks)
+        encoded, cut = take_told(encoded, ("source", "target"))
         for column, key in (("source", "data.max_length"), ("target", "task.max_target_length")):
-            if cut[column]:
-                said = f"{cut[column]:,} of {len(dataset):,} {column}s cut to {limits[column]} tokens ({key})"
+            if count := cut[column].sum():
+                said = f"{count:,} of {len(dataset):,} {column}s cut to {limits[column]} tokens ({key})"
                 self.note(f"{name}: {said}.")
         return encoded
 
@@ -136,6 +140,6 @@ class Seq2Seq(TextGeneration):
         return {"copied source": compute(self.text_metrics, rows["source"], rows["target"]), **found}
 
 
-def _overflowing(encoded: Any) -> int:
-    """Return how many texts a tokenizer cut."""
-    return sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
+def _overflowing(encoded: Any) -> list[int]:
+    """Return for each text whether a tokenizer cut it; a slow one doesn't tell."""
+    return [int(bool(e.overflowing)) for e in encoded.encodings or ()] or [0] * len(encoded["input_ids"])
