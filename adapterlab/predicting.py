@@ -31,16 +31,20 @@ class Predictor:
 
     Args:
         source: a run folder, an adapter folder that a run wrote, or a Hub id of one.
+        options: of the task, in place of the recipe's: those that say how answers are found, e.g.
+            `{"num_beams": 4}` where texts are generated.
 
     Raises:
         AdapterFolderError: it isn't one, or doesn't say its task and backbone.
         BackboneError: the backbone can't be loaded.
+        ConfigError: the task has no such option, or it can't be set now.
     """
 
-    def __init__(self, source: str | Path) -> None:
+    def __init__(self, source: str | Path, options: Mapping[str, Any] | None = None) -> None:
         files = read(local_folder(source))
         about = _about(files)
         self.task = Task.from_state(about["task"])
+        self.task.set_options(options or {})
         self.max_length = int(about["max_length"])
         self.tokenizer = load_tokenizer(about["backbone"])
         self.model, _ = load_backbone(
@@ -117,12 +121,16 @@ class Predictor:
         return given
 
 
-def evaluate(source: str | Path, data: str | None = None, batch_size: int = 64) -> dict[str, Any]:
+def evaluate(
+    source: str | Path, data: str | None = None, batch_size: int = 64, *, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Measure a run's adapter with its task's metrics.
 
     Args:
         source: a run folder.
         data: address of the rows to measure on; the run's own test rows (or eval rows) if left out.
+        batch_size: rows per forward pass.
+        options: as for `Predictor`.
 
     Returns:
         The metrics, and the number of rows.
@@ -137,7 +145,7 @@ def evaluate(source: str | Path, data: str | None = None, batch_size: int = 64) 
             f"'{source}' has no recipe.yaml, so nothing says how its data is read. Give the folder of a run."
         )
     recipe = load_recipe(folder.recipe)
-    predictor = Predictor(source)
+    predictor = Predictor(source, options)
     if data is None:
         splits = load_splits(recipe.data, predictor.task, recipe.run.seed)
         rows = splits.eval if splits.test is None else splits.test

@@ -132,6 +132,7 @@ class Task(ABC):
     default_metrics: ClassVar[tuple[str, ...]]
     windows: ClassVar[bool] = False  # whether long texts can be read in windows
     deferred: ClassVar[str] = ""  # what to do to have those metrics measured while training that `eval_metrics` lacks
+    answering: ClassVar[tuple[str, ...]] = ()  # options that `predict` may set anew: they say how answers are found
     Options: ClassVar[OptionsClass] = TaskOptions
 
     def __init__(
@@ -214,6 +215,28 @@ class Task(ABC):
         task.learned = dict(state.get("learned") or {})
         task.preparation = replace(task.preparation, stride=int(state.get("stride", task.preparation.stride)))
         return task
+
+    def set_options(self, changes: Mapping[str, Any]) -> None:
+        """Set options anew that say how answers are found, before `prepare`; the adapter on disk keeps its own.
+
+        Raises:
+            ConfigError: with all that is wrong.
+        """
+        problems = []
+        settable = (
+            f"Those that can: {', '.join(self.answering)}." if self.answering else f"{self.type} has none that can."
+        )
+        for name in changes:
+            if name not in self.Options.model_fields:
+                problems.append(unknown_name(f"{self.type} option", name, self.answering))
+            elif name not in self.answering:
+                problems.append(f"task.{name} is part of what was learned, so it can't be set now. {settable}")
+        if problems:
+            raise ConfigError(problems)
+        try:
+            self.options = self.Options.model_validate({**self.options.model_dump(), **changes})
+        except ValidationError as error:
+            raise ConfigError([self._word(item) for item in error.errors()]) from None
 
     @abstractmethod
     def clean(self, column: str, value: Any) -> Any:
