@@ -223,14 +223,14 @@ class Task(ABC):
             ConfigError: with all that is wrong.
         """
         problems = []
-        settable = (
-            f"Those that can: {', '.join(self.answering)}." if self.answering else f"{self.type} has none that can."
-        )
         for name in changes:
-            if name not in self.Options.model_fields:
+            if not self.answering:
+                problems.append(f"a {self.type} task has no options that say how answers are found: {name} can't be set.")
+            elif name not in self.Options.model_fields:
                 problems.append(unknown_name(f"{self.type} option", name, self.answering))
             elif name not in self.answering:
-                problems.append(f"task.{name} is part of what was learned, so it can't be set now. {settable}")
+                can = ", ".join(self.answering)
+                problems.append(f"task.{name} is part of what was learned, so it can't be set now. What can: {can}.")
         if problems:
             raise ConfigError(problems)
         try:
