@@ -225,7 +225,9 @@ class Task(ABC):
         problems = []
         for name in changes:
             if not self.answering:
-                problems.append(f"a {self.type} task has no options that say how answers are found: {name} can't be set.")
+                problems.append(
+                    f"a {self.type} task has no options that say how answers are found: {name} can't be set."
+                )
             elif name not in self.Options.model_fields:
                 problems.append(unknown_name(f"{self.type} option", name, self.answering))
             elif name not in self.answering:

@@ -57,7 +57,7 @@ class TextGeneration(Task):
     ahead = 4  # answers take long: they come in small groups
     default_metrics: ClassVar[tuple[str, ...]] = (PERPLEXITY,)
     deferred = "Set task.generate_eval to the rows to generate in each."
-    answering = ("max_new_tokens", "num_beams", *_DRAWING, *_OWN)
+    answering: ClassVar[tuple[str, ...]] = ("max_new_tokens", "num_beams", *_DRAWING, *_OWN)
     answer_column: ClassVar[str]
     Options = GenerationOptions
 

@@ -152,7 +152,13 @@ def half_learned(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ways")
     (folder / "pairs.jsonl").write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in PAIRS))
     changes = short(tiny_folder("gpt2", sharp=True), folder / "pairs.jsonl", folder / "run")
-    adapterlab.run("generate/lora-gpt2-instruct", *changes, "optim.max_steps=20", "optim.lr=1e-2", "task.metrics=[perplexity, chrf]")
+    adapterlab.run(
+        "generate/lora-gpt2-instruct",
+        *changes,
+        "optim.max_steps=20",
+        "optim.lr=1e-2",
+        "task.metrics=[perplexity, chrf]",
+    )
     return folder / "run"
 
 
