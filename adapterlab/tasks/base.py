@@ -121,7 +121,7 @@ class Task(ABC):
     optional: ClassVar[tuple[str, ...]] = ()  # those that a file may lack
     synonyms: ClassVar[dict[str, tuple[str, ...]]] = {}  # what files call them as well
     inputs: ClassVar[tuple[str, ...]]  # those that the model sees
-    strata: ClassVar[str | None] = None  # the one whose proportions splits keep
+    strata: ClassVar[str | None] = None  # the one whose proportions splits keep; of lists, each item's
     auto_class: ClassVar[str]  # in transformers
     extra_inputs: ClassVar[tuple[str, ...]] = ()  # columns of a batch that `forward` reads and the model doesn't take
     plain_input: ClassVar[str | None] = None  # what a plain text given to `predict` is; None: the only input needed
