@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from corpora import tiny_bert, tiny_gpt2, write_corpora
+from corpora import DOMAIN, GENERAL, tiny_bert, write_corpora
 from folders import backbone
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
@@ -22,7 +22,7 @@ def language_recipes(folder: Path) -> dict[str, dict[str, Any]]:
     train, held_out, general = write_corpora(folder)
     writes = {"metrics": ["perplexity", "chrf"], "max_new_tokens": 6}
     corpus = {"train": train, "eval": held_out, "replay": {"train": general, "share": 0.25}}
-    gpt2 = tiny_gpt2(folder / "gpt2")
+    reader = backbone(folder / "reader", "gpt2", [*DOMAIN[:20], *GENERAL])
     made = {
         "instruction": (
             backbone(folder / "writer", "gpt2", texts), writes,
@@ -33,8 +33,8 @@ def language_recipes(folder: Path) -> dict[str, dict[str, Any]]:
             {"train": str(folder / "source.jsonl"), "eval": 0.3},
         ),
         "masked_lm": (tiny_bert(folder / "bert"), {}, corpus),
-        "causal_lm": (gpt2, {}, corpus),
-        "streamed": (gpt2, {}, {"train": train, "eval": held_out, "streaming": True}),
+        "causal_lm": (reader, {}, corpus),
+        "streamed": (reader, {}, {"train": train, "eval": held_out, "streaming": True}),
     }  # fmt: skip
     return {
         name: {

@@ -52,9 +52,10 @@ def test_tasks_on_language_are_swept_by_perplexity(recipes, name):
     assert result.best == quick
 
 
-def test_a_task_that_writes_is_swept_by_what_it_writes(recipes):
+def test_a_task_that_writes_is_swept_by_what_it_writes(recipes, tmp_path, monkeypatch):
     """Here more is better; and an option of the task is tried, too."""
-    changes = ["task.generate_eval=8", "task.metrics=[chrf]", "optim.max_steps=12"]
+    monkeypatch.chdir(tmp_path)
+    changes = ["task.generate_eval=8", "task.metrics=[chrf]", "optim.max_steps=12", "run.dir=runs/writes"]
     result = sweep(recipes["seq2seq"], *SHORT, *changes, "optim.lr=3e-2", grid=["task.max_new_tokens=1,8"])
     assert result.metric == "chrf"
     assert result.best.value == max(trial.value for trial in result.trials) > 0
