@@ -121,7 +121,7 @@ class Task(ABC):
     optional: ClassVar[tuple[str, ...]] = ()  # those that a file may lack
     synonyms: ClassVar[dict[str, tuple[str, ...]]] = {}  # what files call them as well
     inputs: ClassVar[tuple[str, ...]]  # those that the model sees
-    strata: ClassVar[str | None] = None  # the one whose proportions splits keep
+    strata: ClassVar[str | None] = None  # the one whose proportions splits keep; of lists, each item's
     auto_class: str  # in transformers
     extra_inputs: ClassVar[tuple[str, ...]] = ()  # columns of a batch that `forward` reads and the model doesn't take
     plain_input: ClassVar[str | None] = None  # what a plain text given to `predict` is; None: the only input needed
@@ -132,6 +132,7 @@ class Task(ABC):
     default_metrics: ClassVar[tuple[str, ...]]
     windows: ClassVar[bool] = False  # whether long texts can be read in windows
     deferred: ClassVar[str] = ""  # what to do to have those metrics measured while training that `eval_metrics` lacks
+    answering: ClassVar[tuple[str, ...]] = ()  # options that `predict` may set anew: they say how answers are found
     Options: ClassVar[OptionsClass] = TaskOptions
 
     def __init__(
@@ -214,6 +215,30 @@ class Task(ABC):
         task.learned = dict(state.get("learned") or {})
         task.preparation = replace(task.preparation, stride=int(state.get("stride", task.preparation.stride)))
         return task
+
+    def set_options(self, changes: Mapping[str, Any]) -> None:
+        """Set options anew that say how answers are found, before `prepare`; the adapter on disk keeps its own.
+
+        Raises:
+            ConfigError: with all that is wrong.
+        """
+        problems = []
+        for name in changes:
+            if not self.answering:
+                problems.append(
+                    f"a {self.type} task has no options that say how answers are found: {name} can't be set."
+                )
+            elif name not in self.Options.model_fields:
+                problems.append(unknown_name(f"{self.type} option", name, self.answering))
+            elif name not in self.answering:
+                can = ", ".join(self.answering)
+                problems.append(f"task.{name} is part of what was learned, so it can't be set now. What can: {can}.")
+        if problems:
+            raise ConfigError(problems)
+        try:
+            self.options = self.Options.model_validate({**self.options.model_dump(), **changes})
+        except ValidationError as error:
+            raise ConfigError([self._word(item) for item in error.errors()]) from None
 
     @abstractmethod
     def clean(self, column: str, value: Any) -> Any:

@@ -52,6 +52,7 @@ class QuestionAnswering(Task):
     auto_class = "AutoModelForQuestionAnswering"
     default_metrics = ("exact_match", "answer_f1")
     windows = True  # whatever data.long_texts says: what is cut off may hold the answer
+    answering = ("null_threshold", "max_answer_length", "n_best")
     Options = QAOptions
 
     def clean(self, column: str, value: Any) -> Any:

@@ -41,6 +41,15 @@ def no_losses(batch: dict[str, Any]) -> tuple[Any, TokenLosses]:
     return rows.sum(), TokenLosses(rows)
 
 
+def decoder_inputs(model: Any, labels: Any) -> Any:
+    """Return what an encoder-decoder's decoder reads while it learns to write labels: they, one place later."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels=labels)
+    read = labels.new_full(labels.shape, model.config.decoder_start_token_id)  # M2M100 and NLLB have no such method
+    read[:, 1:] = labels[:, :-1]
+    return read.masked_fill(read == NOTHING, model.config.pad_token_id)
+
+
 def padded(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Any:
     """Return rows of numbers as one tensor, padded to the longest."""
     import torch
