@@ -57,7 +57,7 @@ def load_backbone(address: str, auto_class: str, tokenizer: Any, **options: Any)
                 source, dtype=torch.float32, output_loading_info=True, **revision, **options
             )
     except Exception as error:
-        raise _unreadable(address, "model", error, auto_class) from error
+        raise _unreadable(address, "model", error) from error
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     base = model.base_model_prefix + "."
@@ -104,21 +104,22 @@ def _source(address: str) -> tuple[str, dict[str, str]]:
     return str(found), {}
 
 
-def _unreadable(address: str, what: str, error: Exception, auto_class: str = "") -> BackboneError:
+def _unreadable(address: str, what: str, error: Exception) -> BackboneError:
     found = resolve(address, "model")
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(found, HubId):
         return unavailable(found, reason)
     if reason.startswith("Unrecognized configuration class"):
         config = transformers.AutoConfig.from_pretrained(found)
-        if auto_class == "AutoModelForPreTraining":
-            return BackboneError(
-                f"'{address}' is a {config.model_type}, and transformers has no model of it with a head for sentences. "
-                "Take a backbone of BERT's or ALBERT's kind, or set task.sentences=none."
-            )
+        fix = (
+            "BERT-type backbones learn from raw text with task.type=masked_lm, GPT-type ones with task.type=causal_lm."
+        )
+        if "TokenClassification" in reason:
+            fix = "Relations can be read off its text with task.read=text; for tags take another backbone."
+        elif "PreTraining" in reason:
+            fix = "Pairs of sentences need a backbone of BERT's or ALBERT's kind; else set task.sentences=none."
         return BackboneError(
-            f"'{address}' is a {config.model_type}, and transformers has no such model for this task. BERT-type "
-            "backbones learn from raw text with task.type=masked_lm, GPT-type ones with task.type=causal_lm."
+            f"'{address}' is a {config.model_type}, and transformers has no such model for this task. {fix}"
         )
     there = ", ".join(sorted(entry.name for entry in Path(found).iterdir())[:10])
     return BackboneError(f"the {what} in '{address}' can't be loaded: {reason}\nThe folder holds: {there}.")

@@ -76,7 +76,7 @@ def check_task(draft: Draft) -> Problems:
             (("optim", "label_smoothing"), f"a {kind} task has no classes to spread labels over: set it to 0.")
         )
     best = draft.section("eval").get("best")
-    measured = metrics or list(task.default_metrics)
+    measured = metrics or list(task.usual_metrics(options))
     if isinstance(best, str) and isinstance(measured, list):
         known = [*measured, "loss"]  # the loss on the eval rows is always there
         if _canonical(best) not in map(_canonical, known):

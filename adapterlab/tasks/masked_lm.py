@@ -48,8 +48,8 @@ class MaskedLM(MaskedWords):
     extra_inputs = (*MaskedWords.extra_inputs, "wrong", "wrong_ids", "wrong_document", "wrong_words")
     Options: ClassVar[type[MaskedOptions]] = MaskedOptions
 
-    def __init__(self, *, metrics: Any = None, **options: Any) -> None:
-        super().__init__(metrics=metrics, **options)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.paired = self.options.sentences != "none"
         if not self.paired and SENTENCE_ACCURACY in self.metrics:
             raise ConfigError(f"task.metrics: {SENTENCE_ACCURACY} needs pairs. Set task.sentences to next or order.")
@@ -59,8 +59,12 @@ class MaskedLM(MaskedWords):
                 "see each other. Leave the option out."
             )
         if self.paired:
-            self.auto_class = "AutoModelForPreTraining"  # type: ignore[misc]  # this instance's
-            self.metrics += [SENTENCE_ACCURACY] if metrics is None else []
+            self.auto_class = "AutoModelForPreTraining"
+
+    @classmethod
+    def usual_metrics(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """With pairs, how many are told right from wrong is measured too."""
+        return (*cls.default_metrics, *([SENTENCE_ACCURACY] if options.get("sentences") in ("next", "order") else []))
 
     def model_kwargs(self) -> dict[str, Any]:
         """ALBERT's head for sentences is as wide as the config has labels."""

@@ -212,7 +212,7 @@ def other_backbone(name, tokenizer, folder):
         ("roberta", r"RobertaForMaskedLM, which 'roberta' is pretrained as, has no head for sentences. These have one: "
          r"albert, bert, big_bird, .*task\.sentences=none"),
         ("electra", "ElectraForPreTraining, .* has no head for sentences"),
-        ("modernbert", r"is a modernbert, and transformers has no model of it with a head.*task\.sentences=none"),
+        ("modernbert", r"is a modernbert.*BERT's or ALBERT's kind; else set task\.sentences=none"),
         ("lines", r"train: no document has two sentences.*documents=blank_lines"),
         ("eval", "eval: no document has two sentences"),
         ("replay", "data.replay: train: no document has two sentences"),
@@ -221,7 +221,7 @@ def other_backbone(name, tokenizer, folder):
         ("short", r"data\.max_length=10: two segments need 11 at least"),
         ("borders", r"task\.borders: with task\.sentences=next a block is one pair"),
         ("metric", "sentence_accuracy needs pairs. Set task.sentences to next or order"),
-        ("kind", r"task\.sentences: .*'none', 'next' or 'order' \(given: 'nxt'\)"),
+        ("kind", r"task\.sentences: must be none or next or order, got 'nxt'\. Did you mean 'next'"),
     ],
 )  # fmt: skip
 def test_what_has_no_pairs_is_refused(case, told, bert, tokenizer, tmp_path):
@@ -230,7 +230,10 @@ def test_what_has_no_pairs_is_refused(case, told, bert, tokenizer, tmp_path):
         return str(tmp_path / name)
 
     good = file("good.txt", *DOMAIN[:8])
-    lines, alone = file("lines.txt", "\n".join(["no end", "here neither"])), file("alone.txt", DOMAIN[0])
+    lines, alone = (
+        file("lines.txt", "\n".join(["no end", "here neither"])),
+        file("alone.txt", "One line.\nThe next one. And a last."),
+    )
     data = {"train": good, "eval": good}
     recipe = {
         "lines": lambda: recipe_of(bert, {**data, "train": lines}),
