@@ -116,9 +116,13 @@ def test_a_classifier_starts_from_the_adapter(place, tmp_path):
     adapterlab.run(RECIPES[0], *place("bert"), f"run.dir={tmp_path / 'domain'}")
     lines = [json.dumps({"text": text, "label": str(number % 2)}) for number, text in enumerate(DOMAIN[:12])]
     (tmp_path / "labels.jsonl").write_text("\n".join(lines))
-    result = adapterlab.run(
-        "classify/lora-bert", f"model.name={place.folder / 'bert'}", f"model.adapters=[{tmp_path / 'domain'}]",
-        f"data.train={tmp_path / 'labels.jsonl'}", "data.eval=0.25", "data.test=null", "data.columns=null", *SHORT,
-        f"run.dir={tmp_path / 'task'}",
-    )  # fmt: skip
+    recipe = {
+        "version": 1,
+        "model": {"name": str(place.folder / "bert"), "adapters": [str(tmp_path / "domain")]},
+        "adapter": {"method": "lora"},
+        "task": {"type": "classification"},
+        "data": {"train": str(tmp_path / "labels.jsonl"), "eval": 0.25},
+        "run": {"dir": str(tmp_path / "task")},
+    }
+    result = adapterlab.run(recipe, *SHORT)
     assert any("merged into its weights" in note for note in result.notes)

@@ -280,7 +280,7 @@ def test_the_order_of_sentences_is_learned(bert, tmp_path):
     data = {"train": str(tmp_path / "train.txt"), "eval": str(tmp_path / "eval.txt"), "max_length": 24}
     recipe = recipe_of(bert, data, "order") | {
         "adapter": {"method": "full"},
-        "optim": {"lr": 1e-2, "schedule": "constant", "max_steps": 110, "batch_size": 16, "precision": "fp32"},
+        "optim": {"lr": 1e-2, "schedule": "constant", "max_steps": 90, "batch_size": 16, "precision": "fp32"},
         "eval": {"best": "sentence_accuracy"},
         "log": {"plot": False},
         "run": {"dir": str(tmp_path / "run")},
