@@ -18,7 +18,7 @@ from adapterlab.chain import lay
 from adapterlab.data import Splits, load_splits
 from adapterlab.guests import need_guests
 from adapterlab.new_tokens import pieces
-from adapterlab.pretrained import load_backbone, load_tokenizer, portable_address
+from adapterlab.pretrained import limit_length, load_backbone, load_tokenizer, portable_address
 from adapterlab.recipe import Recipe
 from adapterlab.tasks import Task
 from adapterlab.trainer_hooks import set_total_step
@@ -80,6 +80,8 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
         about["adapters"] = links
     need_guests(model).adapters["default"].about = about
     task.prepare(model, tokenizer)
+    for reader in (tokenizer, untouched):
+        limit_length(reader, model)
 
     def encode(reader: Any, names: Iterable[str]) -> dict[str, Any]:
         length = recipe.data.max_length

@@ -11,9 +11,11 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
+from adapterlab.adapters.prefix_attention import position_rows
 from adapterlab.addresses import HubId, resolve, unavailable
-from adapterlab.backbones import LANGUAGE_MODELS
+from adapterlab.backbones import LANGUAGE_MODELS, describe
 from adapterlab.errors import BackboneError
+from adapterlab.guests import guests_of
 
 
 def load_tokenizer(address: str) -> Any:
@@ -30,7 +32,10 @@ def load_tokenizer(address: str) -> Any:
     if tokenizer.pad_token is None:  # GPT-2 has none; padding is masked, so which token it is doesn't matter
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
-        raise BackboneError(f"the tokenizer of '{address}' has no token that can serve for padding.")
+        raise BackboneError(
+            f"the tokenizer of '{address}' has no padding token, nor one for a text's end or for the unknown that "
+            'could serve. Name one of its vocabulary in its tokenizer_config.json: "pad_token": "<pad>".'
+        )
     return tokenizer
 
 
@@ -76,6 +81,26 @@ def load_backbone(address: str, auto_class: str, tokenizer: Any, **options: Any)
     return model, [path for path in fresh if path not in holders]
 
 
+def room(model: Any) -> int | None:
+    """Return how many tokens a text may have: as many as the backbone has positions, but for those of virtual tokens.
+
+    None where there is no table of positions: the backbone reads texts of any length then.
+    """
+    guests = guests_of(model)
+    path = (guests.backbone if guests else describe(model)).positions()
+    rows = None if path is None else position_rows(model.get_submodule(path))
+    if rows is None or guests is None:
+        return rows
+    configs = [guest.config for guest in guests.adapters.values()]
+    shifting = [config for config in configs if not getattr(config, "preserve_positions", False)]
+    return rows - sum(getattr(config, "num_virtual_tokens", None) or 0 for config in shifting)
+
+
+def limit_length(tokenizer: Any, model: Any) -> None:
+    """Have a tokenizer know how many tokens the model has room for: many tokenizers' files don't say it."""
+    tokenizer.model_max_length = min(tokenizer.model_max_length, room(model) or tokenizer.model_max_length)
+
+
 def portable_address(address: str) -> str:
     """Return the address as it can be found from any working directory: local folders become absolute."""
     found = resolve(address, "model")
@@ -112,8 +137,9 @@ def _unreadable(address: str, what: str, error: Exception) -> BackboneError:
     if reason.startswith("Unrecognized configuration class"):
         config = transformers.AutoConfig.from_pretrained(found)
         return BackboneError(
-            f"'{address}' is a {config.model_type}, and transformers has no such model for this task. BERT-type "
-            "backbones learn from raw text with task.type=masked_lm, GPT-type ones with task.type=causal_lm."
+            f"'{address}' is a {config.model_type}, and transformers has no such model for this task. From raw text "
+            "BERT-type backbones learn with task.type=masked_lm, GPT-type ones with task.type=causal_lm; to write "
+            "answers GPT-type ones learn with task.type=instruction, T5 and BART with task.type=seq2seq."
         )
     there = ", ".join(sorted(entry.name for entry in Path(found).iterdir())[:10])
     return BackboneError(f"the {what} in '{address}' can't be loaded: {reason}\nThe folder holds: {there}.")
