@@ -56,6 +56,8 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     with console.status("reading the data"):
         general = General(recipe, task) if recipe.data.replay else None
         splits = load_splits(recipe.data, task, recipe.run.seed)
+        if general is not None:  # a resumed run shall notice that general text has changed, too
+            splits.origins |= {f"replay.{name}": rows for name, rows in general.splits.origins.items()}
         task.fit(splits)
     transformers.set_seed(recipe.run.seed, deterministic=recipe.run.deterministic)
     with console.status(f"loading {recipe.model.name}"):
