@@ -196,8 +196,16 @@ def _find(
     found = nearest.split("'")[1] if nearest else "COLUMN"
     raise DataError(
         f"{table.origin.address} has no column '{source}' for the task's {name} ({schema.columns[name]}).{nearest} "
-        f"{_listing(table)} Say which one it is: data.columns.{name}={found}"
+        f"{_listing(table)} {_conll(table, schema)}Say which one it is: data.columns.{name}={found}"
     )
+
+
+def _conll(table: Table, schema: RowSchema) -> str:
+    """Ask for another ending where words and their tags may stand in a file named as text or table."""
+    names = [file.name.removesuffix(".gz").removesuffix(".zst") for file in table.origin.files]
+    if "tags" not in schema.columns or not all(name.endswith((".txt", ".tsv")) for name in names):
+        return ""
+    return "If it is a CoNLL file (a word and its tag a line), name it .conll. "
 
 
 def _listing(table: Table) -> str:
