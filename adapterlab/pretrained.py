@@ -62,7 +62,7 @@ def load_backbone(address: str, auto_class: str, tokenizer: Any, **options: Any)
                 source, dtype=torch.float32, output_loading_info=True, **revision, **options
             )
     except Exception as error:
-        raise _unreadable(address, "model", error) from error
+        raise _unreadable(address, auto_class, error) from error
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     base = model.base_model_prefix + "."
@@ -132,14 +132,17 @@ def _source(address: str) -> tuple[str, dict[str, str]]:
 def _unreadable(address: str, what: str, error: Exception) -> BackboneError:
     found = resolve(address, "model")
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if reason.startswith("Unrecognized configuration class"):
+        source, revision = _source(address)
+        config = transformers.AutoConfig.from_pretrained(source, **revision)
+        return BackboneError(
+            f"'{address}' is a {config.model_type}, and transformers has no {what} for it: take a backbone of another "
+            "kind. From raw text BERT-type backbones learn with task.type=masked_lm, GPT-type ones with "
+            "task.type=causal_lm; to write answers GPT-type ones learn with task.type=instruction, T5 and BART with "
+            "task.type=seq2seq."
+        )
     if isinstance(found, HubId):
         return unavailable(found, reason)
-    if reason.startswith("Unrecognized configuration class"):
-        config = transformers.AutoConfig.from_pretrained(found)
-        return BackboneError(
-            f"'{address}' is a {config.model_type}, and transformers has no such model for this task. From raw text "
-            "BERT-type backbones learn with task.type=masked_lm, GPT-type ones with task.type=causal_lm; to write "
-            "answers GPT-type ones learn with task.type=instruction, T5 and BART with task.type=seq2seq."
-        )
     there = ", ".join(sorted(entry.name for entry in Path(found).iterdir())[:10])
+    what = "tokenizer" if what == "tokenizer" else "model"
     return BackboneError(f"the {what} in '{address}' can't be loaded: {reason}\nThe folder holds: {there}.")

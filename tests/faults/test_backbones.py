@@ -7,6 +7,8 @@ import json
 import pytest
 from corpora import tiny_bert, tiny_gpt2
 
+from adapterlab import pretrained
+from adapterlab.addresses import HubId
 from adapterlab.errors import BackboneError
 from adapterlab.pretrained import load_backbone, load_tokenizer
 
@@ -23,10 +25,13 @@ def test_a_tokenizer_that_has_nothing_to_pad_with(tmp_path):
     assert load_tokenizer(folder).pad_token_id is not None
 
 
-@pytest.mark.parametrize("auto_class", ["AutoModelForSeq2SeqLM", "AutoModelForMaskedLM"])
+@pytest.mark.parametrize("auto_class", ["AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModelForMultipleChoice"])
 def test_the_task_that_suits_another_kind_of_backbone_is_named(auto_class, tmp_path):
     folder = tiny_gpt2(tmp_path / "gpt2")
-    with pytest.raises(BackboneError, match=r"is a gpt2.*GPT-type ones learn with task\.type=instruction.*T5.*seq2seq"):
+    with pytest.raises(
+        BackboneError,
+        match=rf"is a gpt2.*no {auto_class} for it.*GPT-type ones learn with task\.type=instruction.*T5.*seq2seq",
+    ):
         load_backbone(folder, auto_class, load_tokenizer(folder))
 
 
@@ -34,3 +39,11 @@ def test_a_bert_writes_nothing(tmp_path):
     folder = tiny_bert(tmp_path / "bert")
     with pytest.raises(BackboneError, match=r"is a bert.*T5 and BART with task\.type=seq2seq"):
         load_backbone(folder, "AutoModelForSeq2SeqLM", load_tokenizer(folder))
+
+
+def test_a_backbone_of_the_hub_is_told_the_same(tmp_path, monkeypatch):
+    folder = tiny_gpt2(tmp_path / "gpt2")
+    monkeypatch.setattr(pretrained, "resolve", lambda address, what: HubId("org/gpt2"))
+    monkeypatch.setattr(pretrained, "_source", lambda address: (folder, {}))
+    with pytest.raises(BackboneError, match=r"'org/gpt2' is a gpt2.*no AutoModelForMaskedLM for it"):
+        load_backbone("org/gpt2", "AutoModelForMaskedLM", None)

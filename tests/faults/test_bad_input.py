@@ -71,6 +71,7 @@ def train_told(here, *overrides):
         ("adapter.rank=8", ["adapter.rank", "no such option"]),
         ("optim.learning_rate=1", ["optim.learning_rate", "'lr'"]),
         ("task.metrics=[acuracy]", ["unknown metric 'acuracy'", "Did you mean 'accuracy'?"]),
+        ("task.metrics=[bleu]", ["task.metrics", "unknown classification metric 'bleu'", "roc_auc"]),
         ("task.type=clasification", ["'clasification'", "Did you mean 'classification'?"]),
         ("data.train=trian.csv", ["'trian.csv' not found", "Did you mean 'train.csv'?"]),
         ("data.columns={text: txt}", ["no column 'txt'", "Did you mean 'text'?"]),
