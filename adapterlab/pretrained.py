@@ -135,11 +135,15 @@ def _unreadable(address: str, what: str, error: Exception) -> BackboneError:
     if reason.startswith("Unrecognized configuration class"):
         source, revision = _source(address)
         config = transformers.AutoConfig.from_pretrained(source, **revision)
-        return BackboneError(
-            f"'{address}' is a {config.model_type}, and transformers has no {what} for it: take a backbone of another "
-            "kind. From raw text BERT-type backbones learn with task.type=masked_lm, GPT-type ones with "
-            "task.type=causal_lm; to write answers GPT-type ones learn with task.type=instruction, T5 and BART with "
+        fix = (
+            "Take a backbone of another kind: from raw text BERT-type ones learn with task.type=masked_lm, GPT-type ones "
+            "with task.type=causal_lm; to write answers GPT-type ones learn with task.type=instruction, T5 and BART with "
             "task.type=seq2seq."
+        )
+        if "TokenClassification" in reason:
+            fix = "Relations can be read off its text with task.read=text; for tags take another backbone."
+        return BackboneError(
+            f"'{address}' is a {config.model_type}, and transformers has no {what} for this task. {fix}"
         )
     if isinstance(found, HubId):
         return unavailable(found, reason)

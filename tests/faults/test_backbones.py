@@ -30,7 +30,7 @@ def test_the_task_that_suits_another_kind_of_backbone_is_named(auto_class, tmp_p
     folder = tiny_gpt2(tmp_path / "gpt2")
     with pytest.raises(
         BackboneError,
-        match=rf"is a gpt2.*no {auto_class} for it.*GPT-type ones learn with task\.type=instruction.*T5.*seq2seq",
+        match=rf"is a gpt2.*no {auto_class} for this task.*GPT-type ones learn with task\.type=instruction.*T5.*seq2seq",
     ):
         load_backbone(folder, auto_class, load_tokenizer(folder))
 
@@ -45,5 +45,5 @@ def test_a_backbone_of_the_hub_is_told_the_same(tmp_path, monkeypatch):
     folder = tiny_gpt2(tmp_path / "gpt2")
     monkeypatch.setattr(pretrained, "resolve", lambda address, what: HubId("org/gpt2"))
     monkeypatch.setattr(pretrained, "_source", lambda address: (folder, {}))
-    with pytest.raises(BackboneError, match=r"'org/gpt2' is a gpt2.*no AutoModelForMaskedLM for it"):
+    with pytest.raises(BackboneError, match=r"'org/gpt2' is a gpt2.*no AutoModelForMaskedLM for this task"):
         load_backbone("org/gpt2", "AutoModelForMaskedLM", None)
