@@ -136,9 +136,9 @@ def _unreadable(address: str, what: str, error: Exception) -> BackboneError:
         source, revision = _source(address)
         config = transformers.AutoConfig.from_pretrained(source, **revision)
         fix = (
-            "Take a backbone of another kind: from raw text BERT-type ones learn with task.type=masked_lm, GPT-type ones "
-            "with task.type=causal_lm; to write answers GPT-type ones learn with task.type=instruction, T5 and BART with "
-            "task.type=seq2seq."
+            "Take a backbone of another kind: from raw text BERT-type ones learn with task.type=masked_lm, GPT-type "
+            "ones with task.type=causal_lm; to write answers GPT-type ones learn with task.type=instruction, T5 and "
+            "BART with task.type=seq2seq."
         )
         if "TokenClassification" in reason:
             fix = "Relations can be read off its text with task.read=text; for tags take another backbone."
