@@ -396,14 +396,19 @@ class Task(ABC):
         """Those of the metrics that the evaluations while training compute; the others wait for the end."""
         return self.metrics
 
+    @classmethod
+    def suited_metrics(cls) -> list[str]:
+        """Return the names of the metrics that measure this task, or one that it specialises."""
+        kinds = {kind.type for kind in cls.__mro__ if issubclass(kind, Task)}
+        return [name for name, spec in METRICS if kinds & {*spec.tasks}]
+
     def note(self, text: str) -> None:
         """Keep a note for the report, once."""
         if text not in self.notes:
             self.notes.append(text)
 
     def _check_metrics(self, names: Sequence[str], problems: list[str]) -> list[str]:
-        kinds = {kind.type for kind in type(self).__mro__ if issubclass(kind, Task)}  # what a task specialises, too
-        suited = [name for name, spec in METRICS if kinds & {*spec.tasks}]
+        suited = self.suited_metrics()
         checked: list[str] = []
         for name in names:
             known = name in METRICS and METRICS.canonical(name) in suited

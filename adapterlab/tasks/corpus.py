@@ -101,6 +101,7 @@ class CorpusTask(Task):
         from adapterlab.adapters.prefix_attention import first_position, position_rows
         from adapterlab.backbones import describe
         from adapterlab.guests import guests_of
+        from adapterlab.pretrained import room
         from adapterlab.token_rows import active_rows
 
         guests = guests_of(model)
@@ -108,7 +109,7 @@ class CorpusTask(Task):
         module = None if path is None else model.get_submodule(path)
         table = None if module is None else position_rows(module)
         self._first = 0 if table is None else first_position(module)
-        self._longest = table or getattr(model.config, "max_position_embeddings", None)
+        self._longest = room(model) or getattr(model.config, "max_position_embeddings", None)
         if rows := active_rows(model):
             self.pieces_of = {rows.tokens.ids[token]: len(pieces) for token, pieces in rows.tokens.items()}
         self._settle_borders(model)
