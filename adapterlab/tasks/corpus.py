@@ -13,11 +13,13 @@ from pydantic import Field
 
 from adapterlab.data.corpora import Corpus
 from adapterlab.errors import AdapterLabError, BackboneError, ConfigError, DataError
-from adapterlab.tasks.base import Evidence, Predictions, Task, TaskOptions
+from adapterlab.tasks.base import Task
+from adapterlab.tasks.exchange import Evidence, Predictions
 from adapterlab.tasks.metrics import compute
 from adapterlab.tasks.metrics_language import GENERAL, PERPLEXITY
 from adapterlab.tasks.new_words import find_words
 from adapterlab.tasks.packing import Block, Packer, Pieces
+from adapterlab.tasks.settings import TaskOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,8 +10,9 @@ import numpy as np
 
 from adapterlab.data.tokenizing import settle, tokenise
 from adapterlab.errors import AdapterLabError, DataError
-from adapterlab.tasks.base import Evidence, Task
+from adapterlab.tasks.base import Task
 from adapterlab.tasks.encoding import encode_for
+from adapterlab.tasks.exchange import Evidence
 
 if TYPE_CHECKING:
     from datasets import Dataset
