@@ -146,9 +146,9 @@ def _time_evaluation(trainer: TaskTrainer, encoded: Any, size: int) -> float:
     """Return the seconds that one evaluation of all the rows takes, from a few of its batches."""
     batches = math.ceil(len(encoded) / size)
     sample = _spread_over_lengths(encoded, size, min(4, batches))
-    trainer.outputs(sample.select(range(min(len(sample), size))))
+    trainer.outputs(sample.select(range(min(len(sample), size))), final=False)
     begun = time.perf_counter()
-    trainer.outputs(sample)
+    trainer.outputs(sample, final=False)
     return (time.perf_counter() - begun) * len(encoded) / len(sample)
 
 

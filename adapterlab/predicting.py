@@ -22,6 +22,7 @@ from adapterlab.pretrained import load_backbone, load_tokenizer, quiet
 from adapterlab.recipe import load_recipe
 from adapterlab.tasks import Predictions, Task
 from adapterlab.training.precision import device
+from adapterlab.training.replay import General
 from adapterlab.training.run_folder import RunFolder
 from adapterlab.training.trainer import by_length
 
@@ -31,16 +32,20 @@ class Predictor:
 
     Args:
         source: a run folder, an adapter folder that a run wrote, or a Hub id of one.
+        options: of the task, in place of the recipe's: those that say how answers are found, e.g.
+            `{"num_beams": 4}` where texts are generated.
 
     Raises:
         AdapterFolderError: it isn't one, or doesn't say its task and backbone.
         BackboneError: the backbone can't be loaded.
+        ConfigError: the task has no such option, or it can't be set now.
     """
 
-    def __init__(self, source: str | Path) -> None:
+    def __init__(self, source: str | Path, options: Mapping[str, Any] | None = None) -> None:
         files = read(local_folder(source))
         about = _about(files)
         self.task = Task.from_state(about["task"])
+        self.task.set_options(options or {})
         self.max_length = int(about["max_length"])
         self.tokenizer = load_tokenizer(about["backbone"])
         self.model, _ = load_backbone(
@@ -73,9 +78,16 @@ class Predictor:
                 yield {**row, **answer}
 
     def run(self, rows: Dataset, batch_size: int = 32, *, name: str = "data") -> Predictions:
-        """Run the model on rows under the task's column names; batches hold rows of about equal length."""
+        """Run the model on rows under the task's column names; `name` is as for `Task.encode`."""
+        return self.run_encoded(self.encode(rows, name), rows, batch_size)
+
+    def encode(self, rows: Dataset, name: str) -> Dataset:
+        """Return rows as the model reads them."""
         with quiet():
-            encoded = self.task.encode(rows, self.tokenizer, self.max_length, name=name)
+            return self.task.encode(rows, self.tokenizer, self.max_length, name=name)
+
+    def run_encoded(self, encoded: Dataset, rows: Dataset, batch_size: int) -> Predictions:
+        """Run the model on encoded rows, in batches of about equal length."""
         collate = self.task.collator(self.tokenizer)
         taken = {*inspect.signature(self.model.forward).parameters, *self.task.extra_inputs, "labels"}
         features = encoded.select_columns([column for column in encoded.column_names if column in taken])
@@ -117,15 +129,19 @@ class Predictor:
         return given
 
 
-def evaluate(source: str | Path, data: str | None = None, batch_size: int = 64) -> dict[str, Any]:
+def evaluate(
+    source: str | Path, data: str | None = None, batch_size: int = 64, *, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Measure a run's adapter with its task's metrics.
 
     Args:
         source: a run folder.
         data: address of the rows to measure on; the run's own test rows (or eval rows) if left out.
+        batch_size: rows per forward pass.
+        options: as for `Predictor`.
 
     Returns:
-        The metrics, and the number of rows.
+        The metrics, and the number of rows. For the run's own rows also those of its general text, if it has replay.
 
     Raises:
         RunFolderError: no recipe is there to say how rows are read.
@@ -137,14 +153,20 @@ def evaluate(source: str | Path, data: str | None = None, batch_size: int = 64) 
             f"'{source}' has no recipe.yaml, so nothing says how its data is read. Give the folder of a run."
         )
     recipe = load_recipe(folder.recipe)
-    predictor = Predictor(source)
+    predictor = Predictor(source, options)
     if data is None:
         splits = load_splits(recipe.data, predictor.task, recipe.run.seed)
         rows = splits.eval if splits.test is None else splits.test
     else:
         rows, _ = load_rows(data, recipe.data, predictor.task)
-    predictor.task.check_labels(rows, data or "test")
-    return {**predictor.task.measure(predictor.run(rows, batch_size, name="test")), "rows": len(rows)}
+    task = predictor.task
+    task.check_labels(rows, data or "test")
+    encoded = predictor.encode(rows, "test")
+    if data is None and recipe.data.replay:  # the run's general text belongs to its own rows
+        general = General(recipe, task)
+        held_out = general.encode(task, predictor.tokenizer, predictor.max_length, ["eval"])
+        encoded = general.join({"test": encoded}, held_out, task)["test"]
+    return {**task.measure(predictor.run_encoded(encoded, rows, batch_size)), "rows": len(rows)}
 
 
 def _about(files: AdapterFiles) -> dict[str, Any]:

@@ -111,9 +111,13 @@ def _unreadable(address: str, what: str, error: Exception) -> BackboneError:
         return unavailable(found, reason)
     if reason.startswith("Unrecognized configuration class"):
         config = transformers.AutoConfig.from_pretrained(found)
+        fix = (
+            "BERT-type backbones learn from raw text with task.type=masked_lm, GPT-type ones with task.type=causal_lm."
+        )
+        if "TokenClassification" in reason:
+            fix = "Relations can be read off its text with task.read=text; for tags take another backbone."
         return BackboneError(
-            f"'{address}' is a {config.model_type}, and transformers has no such model for this task. BERT-type "
-            "backbones learn from raw text with task.type=masked_lm, GPT-type ones with task.type=causal_lm."
+            f"'{address}' is a {config.model_type}, and transformers has no such model for this task. {fix}"
         )
     there = ", ".join(sorted(entry.name for entry in Path(found).iterdir())[:10])
     return BackboneError(f"the {what} in '{address}' can't be loaded: {reason}\nThe folder holds: {there}.")

@@ -19,7 +19,15 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finishe
 Adapter = Annotated[
     str, typer.Argument(metavar="RUN", help="A finished run, an adapter folder that a run wrote, or a Hub id of one.")
 ]
-
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A task option that says how answers are found, in place of the recipe's: num_beams=4, temperature=0.7. "
+        "May be given several times.",
+    ),
+]
 
 Answer = tuple[dict[str, Any], dict[str, Any]]  # as the task gives it, and as a table's row
 
@@ -39,13 +47,14 @@ def evaluate(
         str | None,
         typer.Option("--data", metavar="ADDRESS", help="Rows to measure on. Default: the run's test rows."),
     ] = None,
+    changes: Set = None,
 ) -> None:
     """Measure a trained adapter: the task's metrics on the run's test rows, or on others."""
     from rich.table import Table
 
     with busy("loading"):
         from adapterlab import predicting
-    measured = predicting.evaluate(run, data)
+    measured = predicting.evaluate(run, data, options=_options(changes))
     if not is_main_process():
         return
     table = Table("metric", "value", box=None, pad_edge=False, header_style="bold")
@@ -59,6 +68,7 @@ def evaluate(
     'adapterlab predict runs/quickstart "What a lovely surprise, thank you!" "Three hours late. Again."',
     "echo 'My bag is lost.' > texts.txt && adapterlab predict runs/quickstart --file texts.txt --out labels.csv",
     "echo 'My bag is lost.' | adapterlab predict runs/quickstart --format csv",
+    'adapterlab predict runs/lora-t5-summarise "The council met on Monday." --set num_beams=4 --set max_new_tokens=32',
 )
 def predict(
     run: Adapter,
@@ -82,17 +92,19 @@ def predict(
         typer.Option("--format", help="Default: by --out; a table for TEXTs, jsonl for a file or stdin."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts per forward pass.")] = 32,
+    changes: Set = None,
 ) -> None:
     """Answer for rows: texts given here or on stdin (one a line), or the rows of a file.
 
     What an answer is, the run's task says: a label with the probability of each, spans, a text.
     """
     form = _format(form, destination, bool(texts))
+    options = _options(changes)
     given = _given(run, texts, file, column)
     with busy("loading the model"):
         from adapterlab.predicting import Predictor
 
-        predictor = Predictor(run)
+        predictor = Predictor(run, options)
     answers = ((answer, predictor.task.flat(answer)) for answer in predictor.predict(given, batch_size))
     if form is Format.table:
         _print_table(answers)
@@ -116,6 +128,14 @@ def _format(form: Format | None, destination: Path | None, has_texts: bool) -> F
         why = "is a folder" if destination.is_dir() else f"there is no folder {destination.parent}"
         raise ConfigError(f"--out {destination}: {why}.")
     return form or kinds[destination.suffix]
+
+
+def _options(changes: list[str] | None) -> dict[str, Any]:
+    """Read the pairs of --set; a key may stand as in a recipe, behind `task.`."""
+    from adapterlab.recipe import read_pair
+
+    pairs = [read_pair(text, "--set", "num_beams=4") for text in changes or ()]
+    return {key.removeprefix("task."): value for key, _, value in pairs}
 
 
 def _given(run: str, texts: list[str] | None, file: str | None, column: str | None) -> Iterable[str | dict[str, Any]]:

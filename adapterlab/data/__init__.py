@@ -138,6 +138,7 @@ def load_splits(data: DataOptions, task: RowSchema, seed: int) -> Splits:
         notes.append(f"data.max_samples: {len(chosen):,} of {before:,} training rows taken (seed {seed}).")
     sets = {name: to_dataset(rows.columns) for name, rows in splits.items()}
     settings = {"seed": seed, "made": shares, "group_by": data.group_by, "max_samples": data.max_samples}
+    settings["stratified_by"] = task.strata
     return Splits(sets["train"], sets["eval"], sets.get("test"), list(dict.fromkeys(notes)), splits, settings)
 
 

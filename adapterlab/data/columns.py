@@ -35,7 +35,7 @@ class RowSchema(Protocol):
 
     @property
     def strata(self) -> str | None:
-        """The column whose proportions the splits keep."""
+        """The column whose proportions the splits keep; its values may be lists."""
 
     @property
     def documents(self) -> str | None:

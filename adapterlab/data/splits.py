@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from adapterlab.data.columns import Rows
+from adapterlab.data.label_draw import draw_labelled
 from adapterlab.errors import DataError
 
 
@@ -16,7 +18,7 @@ def draw(strata: Sequence[Any] | None, rows: Sequence[int], count: int, seed: in
     """Draw `count` of the rows at random, each stratum in proportion.
 
     Args:
-        strata: the stratum of every row of the table (not only of `rows`); None for a plain draw.
+        strata: the stratum of every row of the table (not only of `rows`), or a list of them; None for a plain draw.
         rows: the rows to draw from.
         count: how many to draw; a stratum keeps at least one row behind, so that nothing vanishes from train.
         seed: the same seed draws the same rows, on every machine and with every version of numpy.
@@ -24,6 +26,8 @@ def draw(strata: Sequence[Any] | None, rows: Sequence[int], count: int, seed: in
     Returns:
         the rows left and the rows drawn, both in the table's order.
     """
+    if strata is not None and any(isinstance(strata[row], list) for row in rows):
+        return draw_labelled({row: strata[row] for row in rows}, count, seed)
     groups: dict[Any, list[int]] = defaultdict(list)
     for row in rows:
         groups[None if strata is None else strata[row]].append(row)
@@ -54,7 +58,7 @@ def draw_groups(
 
     Args:
         groups: the group of every row of the table.
-        strata: the stratum of every row of the table; None for a plain draw.
+        strata: the stratum of every row of the table, or a list of them; None for a plain draw.
         rows: the rows to draw from.
         count: how many to draw.
         seed: as in `draw`.
@@ -65,21 +69,30 @@ def draw_groups(
     members: dict[str, list[int]] = defaultdict(list)
     for row in rows:
         members[str(groups[row])].append(row)
-    kinds = [None if strata is None else strata[row] for row in rows]
-    place = {kind: number for number, kind in enumerate(sorted(set(kinds), key=str))}
-    left = np.bincount([place[kind] for kind in kinds], minlength=len(place)).astype(float)
+    kinds = {row: _kinds(None if strata is None else strata[row]) for row in rows}
+    place = {kind: number for number, kind in enumerate(sorted({*chain(*kinds.values())}, key=str))}
+
+    def counted(some: Sequence[int]) -> np.ndarray[Any, Any]:
+        return np.bincount([place[kind] for row in some for kind in kinds[row]], minlength=len(place))
+
+    left = counted(rows).astype(float)
     wanted = left * count / max(len(rows), 1)
     keys = sorted(members)
     drawn: list[int] = []
     for number in np.random.RandomState(seed).permutation(len(keys)):
         group = members[keys[number]]
-        holds = np.bincount([place[None if strata is None else strata[row]] for row in group], minlength=len(place))
+        holds = counted(group)
         nearer = np.square(wanted - holds).sum() < np.square(wanted).sum()
         if nearer and not ((left - holds <= 0) & (holds > 0)).any():
             wanted, left = wanted - holds, left - holds
             drawn += group
     taken = set(drawn)
     return [row for row in rows if row not in taken], sorted(drawn)
+
+
+def _kinds(stratum: Any) -> tuple[Any, ...]:
+    """Return what a row counts for: its stratum; where it has a list of them, each, and itself as a row."""
+    return (None, *stratum) if isinstance(stratum, list) else (stratum,)
 
 
 def drop_duplicates(rows: Rows, inputs: Sequence[str], strata: str | None, where: str) -> tuple[Rows, list[str]]:
@@ -91,7 +104,7 @@ def drop_duplicates(rows: Rows, inputs: Sequence[str], strata: str | None, where
         first = seen.setdefault(key, row)
         if first == row:
             kept.append(row)
-        elif strata is not None and rows.columns[strata][first] != rows.columns[strata][row]:
+        elif strata is not None and len({frozenset(_kinds(rows.columns[strata][one])) for one in (first, row)}) > 1:
             disagree += 1
     gone = len(rows) - len(kept)
     if not gone:

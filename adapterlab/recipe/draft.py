@@ -69,17 +69,12 @@ def override(draft: Draft, overrides: Sequence[str]) -> list[str]:
     old_method = draft.section("adapter").get("method")
     given_options: set[str] = set()
     for text in overrides:
-        match = _OVERRIDE.match(text)
-        if match is None:
-            problems.append(f"override '{text}': write it as key=value, for example optim.lr=1e-4.")
-            continue
-        key, written = match[1], match[2].strip()
-        path = tuple(key.split("."))
         try:
-            value = _value(written)
+            key, written, value = read_pair(text, "override", "optim.lr=1e-4")
         except ConfigError as error:
-            problems += [f"override {key}: {problem.partition(': ')[2]}" for problem in error.problems]
+            problems += error.problems
             continue
+        path = tuple(key.split("."))
         if len(path) == 1 and path[0] not in Recipe.model_fields:
             owners = [f"{name}.{path[0]}" for name, sub in Recipe.model_fields.items() if _has(sub.annotation, path[0])]
             fix = f" Write {' or '.join(owners)}." if owners else did_you_mean(path[0], Recipe.model_fields)
@@ -100,6 +95,27 @@ def override(draft: Draft, overrides: Sequence[str]) -> list[str]:
                 given_options.update(path[1:2] or draft.section("adapter"))
     _switch_method(draft, old_method, given_options)
     return problems
+
+
+def read_pair(text: str, what: str, example: str) -> tuple[str, str, Any]:
+    """Read "key=value"; return the key, the value as written, and the value.
+
+    Args:
+        text: what was given.
+        what: what to call it in a message.
+        example: a right one.
+
+    Raises:
+        ConfigError: it isn't one, or the value is broken YAML.
+    """
+    match = _OVERRIDE.match(text)
+    if match is None:
+        raise ConfigError(f"{what} '{text}': write it as key=value, for example {example}.")
+    key, written = match[1], match[2].strip()
+    try:
+        return key, written, _value(written)
+    except ConfigError as error:
+        raise ConfigError([f"{what} {key}: {problem.partition(': ')[2]}" for problem in error.problems]) from error
 
 
 def _value(written: str) -> Any:

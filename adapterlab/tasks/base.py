@@ -121,8 +121,8 @@ class Task(ABC):
     optional: ClassVar[tuple[str, ...]] = ()  # those that a file may lack
     synonyms: ClassVar[dict[str, tuple[str, ...]]] = {}  # what files call them as well
     inputs: ClassVar[tuple[str, ...]]  # those that the model sees
-    strata: ClassVar[str | None] = None  # the one whose proportions splits keep
-    auto_class: ClassVar[str]  # in transformers
+    strata: ClassVar[str | None] = None  # the one whose proportions splits keep; of lists, each item's
+    auto_class: str  # in transformers
     extra_inputs: ClassVar[tuple[str, ...]] = ()  # columns of a batch that `forward` reads and the model doesn't take
     plain_input: ClassVar[str | None] = None  # what a plain text given to `predict` is; None: the only input needed
     documents: str | None = None  # how a txt's lines make rows; None takes each for one
@@ -132,6 +132,7 @@ class Task(ABC):
     default_metrics: ClassVar[tuple[str, ...]]
     windows: ClassVar[bool] = False  # whether long texts can be read in windows
     deferred: ClassVar[str] = ""  # what to do to have those metrics measured while training that `eval_metrics` lacks
+    answering: ClassVar[tuple[str, ...]] = ()  # options that `predict` may set anew: they say how answers are found
     Options: ClassVar[OptionsClass] = TaskOptions
 
     def __init__(
@@ -215,6 +216,30 @@ class Task(ABC):
         task.preparation = replace(task.preparation, stride=int(state.get("stride", task.preparation.stride)))
         return task
 
+    def set_options(self, changes: Mapping[str, Any]) -> None:
+        """Set options anew that say how answers are found, before `prepare`; the adapter on disk keeps its own.
+
+        Raises:
+            ConfigError: with all that is wrong.
+        """
+        problems = []
+        for name in changes:
+            if not self.answering:
+                problems.append(
+                    f"a {self.type} task has no options that say how answers are found: {name} can't be set."
+                )
+            elif name not in self.Options.model_fields:
+                problems.append(unknown_name(f"{self.type} option", name, self.answering))
+            elif name not in self.answering:
+                can = ", ".join(self.answering)
+                problems.append(f"task.{name} is part of what was learned, so it can't be set now. What can: {can}.")
+        if problems:
+            raise ConfigError(problems)
+        try:
+            self.options = self.Options.model_validate({**self.options.model_dump(), **changes})
+        except ValidationError as error:
+            raise ConfigError([self._word(item) for item in error.errors()]) from None
+
     @abstractmethod
     def clean(self, column: str, value: Any) -> Any:
         """Return a value as the task uses it, or None where it is missing or empty.
@@ -279,6 +304,7 @@ class Task(ABC):
         `name` is the split's ("train", "eval", "test"), for notes, or "data" for rows that are to be answered.
         Columns whose names begin with "_" are the task's own notes (offsets, `_row`): no batch holds them. Rows are
         batched by their number of tokens: that of `input_ids`, or a column `length` (to be named in `extra_inputs`).
+        `encoding.encode_for` does it as `data.workers` and `data.cache` say.
         """
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

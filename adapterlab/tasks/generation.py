@@ -17,6 +17,8 @@ from adapterlab.tasks.metrics_language import PERPLEXITY
 from adapterlab.tasks.text_batches import NOTHING
 
 ANSWERED, NEVER = -1, 2**31  # numbers of rows that are there to be answered, and of those that nothing asks
+_DRAWING = ("temperature", "top_p", "top_k")  # options that say how tokens are drawn
+_OWN = ("repetition_penalty", "no_repeat_ngram_size", "length_penalty")  # options that the backbone has values for
 _SHOWN, _LONGEST = 5, 400  # examples in the report, and characters of each text
 
 
@@ -25,8 +27,20 @@ class GenerationOptions(TaskOptions):
 
     max_new_tokens: int = Field(64, ge=1, description="Longest answer, in tokens.")
     num_beams: int = Field(1, ge=1, description="Beams of the search; 1 takes the likeliest token each time.")
-    temperature: float = Field(0.0, ge=0, description="0 takes the likeliest tokens; above it they are drawn.")
+    temperature: float = Field(
+        0.0, ge=0, description="0 takes the likeliest tokens; above it they are drawn, by top_p and top_k."
+    )
     top_p: float = Field(1.0, gt=0, le=1, description="Draw from the likeliest tokens that have this share together.")
+    top_k: int | None = Field(None, ge=1, description="Draw from so many of the likeliest tokens. Default: from all.")
+    repetition_penalty: float | None = Field(
+        None, gt=0, description="Above 1 makes tokens that are there already less likely. Default: the backbone's own."
+    )
+    no_repeat_ngram_size: int | None = Field(
+        None, ge=0, description="So many tokens in a row are not written twice; 0 is no limit. Default: the backbone's."
+    )
+    length_penalty: float | None = Field(
+        None, description="Of beams: above 0 they favour long texts, below it short ones. Default: the backbone's own."
+    )
     generate_test: int = Field(
         100, ge=0, description="Rows to generate at the end, for the metrics of texts and the report's examples."
     )
@@ -43,6 +57,7 @@ class TextGeneration(Task):
     ahead = 4  # answers take long: they come in small groups
     default_metrics: ClassVar[tuple[str, ...]] = (PERPLEXITY,)
     deferred = "Set task.generate_eval to the rows to generate in each."
+    answering: ClassVar[tuple[str, ...]] = ("max_new_tokens", "num_beams", *_DRAWING, *_OWN)
     answer_column: ClassVar[str]
     Options = GenerationOptions
 
@@ -179,8 +194,9 @@ class TextGeneration(Task):
         drawn = options.temperature > 0
         settings.update(
             max_new_tokens=options.max_new_tokens, max_length=None, num_beams=options.num_beams, do_sample=drawn,
-            temperature=options.temperature if drawn else None, top_p=options.top_p if drawn else None, top_k=None,
             pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.stops or None,
+            **{name: getattr(options, name) if drawn else None for name in _DRAWING},
+            **{name: given for name in _OWN if (given := getattr(options, name)) is not None},
         )  # fmt: skip
         return settings
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,15 +10,16 @@ from pydantic import Field
 from adapterlab.errors import BackboneError, DataError
 from adapterlab.tasks import causal_rows, chat, packed_rows
 from adapterlab.tasks.base import register_task
+from adapterlab.tasks.encoding import TOLD, encode_for, take_told
 from adapterlab.tasks.generation import ANSWERED, NEVER, GenerationOptions, TextGeneration
-from adapterlab.tasks.text_batches import NOTHING, mapped, no_losses, padded, token_losses
+from adapterlab.tasks.text_batches import NOTHING, no_losses, padded, token_losses
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from adapterlab.data import Splits
 
-_ENCODED = ("input_ids", "labels", "prompt_length", "number", "_row")
+_ENCODED = ("input_ids", "labels", "prompt_length", "number", "_row", TOLD)
 _KINDS = ("prompt", "messages", "text")
 
 
@@ -121,40 +121,43 @@ class Instruction(TextGeneration):
             )
 
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
-        """Tokenise in memory; rows that are to be answered ("data") keep their prompts only."""
+        """Tokenise; rows that are to be answered ("data") keep their prompts only."""
         limit, asks = self.limit(max_length, tokenizer), name == "data"
         render = self._renderer(dataset.column_names, tokenizer)
         head, tail = causal_rows.frame(tokenizer)
-        seen: Counter[str] = Counter()
+        options = self.options
 
         def tokenise(batch: dict[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
             rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-            told = [self._parts(row, render, asks, f"{name}, row {n + 1}") for row, n in zip(rows, places, strict=True)]
-            kept = []
-            for row, place, parts, ids in zip(rows, places, told, chat.tokens(tokenizer, told), strict=True):
-                framed = row.get("messages") is None and self.options.template is None
+            written = [
+                _parts(row, options, render, asks, f"{name}, row {n + 1}") for row, n in zip(rows, places, strict=True)
+            ]
+            made = []
+            for row, place, parts, ids in zip(rows, places, written, chat.tokens(tokenizer, written), strict=True):
+                framed = row.get("messages") is None and options.template is None
                 one = causal_rows.joined(
-                    parts, ids, head * framed, tail * (framed and not asks), self.options.train_on == "all"
+                    parts, ids, head * framed, tail * (framed and not asks), options.train_on == "all"
                 )
-                seen["cut"] += len(one["input_ids"]) > limit
+                cut = int(len(one["input_ids"]) > limit)
                 one = causal_rows.last(one, limit, len(head) * framed) if asks else causal_rows.first(one, limit)
                 if not one["input_ids"]:  # nothing was asked: the answer begins as after another text's end
                     one = {"input_ids": tail or [tokenizer.pad_token_id], "labels": [NOTHING], "prompt_length": 1}
                 learned = sum(label != NOTHING for label in one["labels"])
-                if asks or learned:
-                    seen.update(tokens=len(one["input_ids"]), learned=learned)
-                    gone = row.get("text") is not None or one["prompt_length"] >= len(one["input_ids"])
-                    one["number"] = ANSWERED if asks else NEVER if gone else place
-                    kept.append({**one, "_row": place})
-            return {key: [one[key] for one in kept] for key in _ENCODED}
+                gone = row.get("text") is not None or one["prompt_length"] >= len(one["input_ids"])
+                one["number"] = ANSWERED if asks else NEVER if gone else place
+                made.append({**one, "_row": place, TOLD: [cut, len(one["input_ids"]), learned]})
+            return {key: [one[key] for one in made] for key in _ENCODED}
 
-        encoded = mapped(dataset, tokenise, name)
+        encoded = encode_for(self, dataset, tokenise, tokenizer, name, limit, name)
+        encoded, told = take_told(encoded, ("cut", "tokens", "learned"))
         if not asks:
-            self.left_out(len(encoded), len(dataset), name, limit)
-            self.note(f"{name}: {seen['tokens']:,} tokens, {seen['learned']:,} of them learned.")
-        if seen["cut"]:
+            kept = told["learned"].nonzero()[0]
+            self.left_out(len(kept), len(dataset), name, limit)
+            encoded = encoded if len(kept) == len(encoded) else encoded.select(kept)
+            self.note(f"{name}: {told['tokens'][kept].sum():,} tokens, {told['learned'].sum():,} of them learned.")
+        if cut := told["cut"].sum():
             what = "prompts cut to their last" if asks else "rows cut to their first"
-            self.note(f"{name}: {seen['cut']:,} of {len(dataset):,} {what} {limit} tokens (data.max_length).")
+            self.note(f"{name}: {cut:,} of {len(dataset):,} {what} {limit} tokens (data.max_length).")
         return self._packed(encoded, limit) if self.options.packing and name == "train" else encoded
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
@@ -205,26 +208,6 @@ class Instruction(TextGeneration):
             return " / ".join(f"{m['role']}: {m['content']}" for m in causal_rows.asked(row["messages"]))
         return row.get("prompt") or row.get("text") or ""
 
-    def _parts(self, row: Mapping[str, Any], render: chat.Render, asks: bool, where: str) -> list[chat.Part]:
-        """Return a row's text in parts, those that are learned marked; of a row to be answered, the prompt."""
-        messages = row.get("messages")
-        if self.options.template is not None and row.get("prompt") is not None:
-            messages = [{"role": "user", "content": row["prompt"]}]
-            if not asks:
-                messages.append({"role": "assistant", "content": row["completion"]})
-        if messages is not None:
-            try:
-                return chat.parts(causal_rows.asked(messages) if asks else messages, render)
-            except ValueError as error:
-                raise DataError(f"{where}: {error}.") from error
-        if row.get("prompt") is None:
-            return [(row["text"], not asks)]
-        prompt, completion = row["prompt"], row.get("completion", "")
-        if asks:
-            return [(prompt, False)]
-        apart = prompt[-1:].isspace() or completion[:1].isspace()
-        return [(prompt, False), (completion if apart else self.options.separator + completion, True)]
-
     def _renderer(self, columns: Sequence[str], tokenizer: Any) -> chat.Render:
         """Return what writes messages as text.
 
@@ -253,3 +236,24 @@ class Instruction(TextGeneration):
             "position_ids": [[place for row in rows for place in range(len(ids[row]))] for rows in windows],
         }
         return Dataset.from_dict(columns)
+
+
+def _parts(row: Mapping[str, Any], options: Any, render: chat.Render, asks: bool, where: str) -> list[chat.Part]:
+    """Return a row's text in parts, those that are learned marked; of a row to be answered, the prompt."""
+    messages = row.get("messages")
+    if options.template is not None and row.get("prompt") is not None:
+        messages = [{"role": "user", "content": row["prompt"]}]
+        if not asks:
+            messages.append({"role": "assistant", "content": row["completion"]})
+    if messages is not None:
+        try:
+            return chat.parts(causal_rows.asked(messages) if asks else messages, render)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}.") from error
+    if row.get("prompt") is None:
+        return [(row["text"], not asks)]
+    prompt, completion = row["prompt"], row.get("completion", "")
+    if asks:
+        return [(prompt, False)]
+    apart = prompt[-1:].isspace() or completion[:1].isspace()
+    return [(prompt, False), (completion if apart else options.separator + completion, True)]

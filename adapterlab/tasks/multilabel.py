@@ -50,6 +50,7 @@ class Multilabel(LabelledTask):
         "text_pair": "the second text, of a task on pairs",
         "label": "its labels: a list, a text of them (task.separator), or a 0/1 column for each",
     }
+    strata = "label"
     default_metrics = ("f1", "f1_micro")
 
     def clean_label(self, value: Any) -> list[str]:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from adapterlab.data.preparing import encode_rows
-from adapterlab.data.tokenizing import identity
 from adapterlab.errors import DataError
 from adapterlab.tasks.answers import Found, add_window, misplaced, read_answers
 from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
+from adapterlab.tasks.encoding import encode_for
 from adapterlab.tasks.metrics_qa import normalise
 from adapterlab.tasks.qa_windows import QAWindows
 from adapterlab.tasks.sentence import as_text, finite
@@ -53,6 +52,7 @@ class QuestionAnswering(Task):
     auto_class = "AutoModelForQuestionAnswering"
     default_metrics = ("exact_match", "answer_f1")
     windows = True  # whatever data.long_texts says: what is cut off may hold the answer
+    answering = ("null_threshold", "max_answer_length", "n_best")
     Options = QAOptions
 
     def clean(self, column: str, value: Any) -> Any:
@@ -103,15 +103,7 @@ class QuestionAnswering(Task):
         """Tokenise questions whole, with as much of the context as fits: in overlapping windows if that isn't all."""
         windows = QAWindows(tokenizer, min(max_length, tokenizer.model_max_length), self.options.stride)
         self._refuse_long_questions(dataset, windows, name)
-        encoded = encode_rows(
-            dataset,
-            windows.encode,
-            description=f"Tokenising {name}",
-            fingerprint=[self.state(), identity(tokenizer), windows.limit, name],
-            workers=self.preparation.workers,
-            cache=self.preparation.cache,
-            with_indices=True,
-        )
+        encoded = encode_for(self, dataset, windows.encode, tokenizer, name, windows.limit)
         if long := [row for row, count in Counter(encoded["_row"]).items() if count > 1]:
             if self.preparation.long_texts == "refuse":
                 raise DataError(

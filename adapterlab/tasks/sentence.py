@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from adapterlab.data.preparing import encode_rows
-from adapterlab.data.tokenizing import identity, settle, tokenise
+from adapterlab.data.tokenizing import settle, tokenise
 from adapterlab.errors import AdapterLabError, DataError
 from adapterlab.tasks.base import Evidence, Task
+from adapterlab.tasks.encoding import encode_for
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -130,17 +130,14 @@ def encode_texts(
             batch, the task's state, tokenizer and limit.
         what: what a row holds, for the note.
     """
-    settings = task.preparation
-    encoded = encode_rows(
-        dataset,
-        encode,
-        description=f"Tokenising {name}",
-        fingerprint=[task.state(), identity(tokenizer), limit],
-        workers=settings.workers,
-        cache=settings.cache,
-    )
+    encoded = encode_for(task, dataset, encode, tokenizer, name, limit, with_indices=False)
     encoded, task.cut[name], note = settle(
-        encoded, name=name, max_length=limit, long_texts=settings.long_texts, locate=task.locator(name), what=what
+        encoded,
+        name=name,
+        max_length=limit,
+        long_texts=task.preparation.long_texts,
+        locate=task.locator(name),
+        what=what,
     )
     if note:
         task.note(note)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,9 +9,11 @@ from pydantic import Field
 
 from adapterlab.errors import BackboneError
 from adapterlab.tasks.base import Evidence, register_task
+from adapterlab.tasks.encoding import TOLD, encode_for, take_told
 from adapterlab.tasks.generation import ANSWERED, GenerationOptions, TextGeneration
+from adapterlab.tasks.languages import speak
 from adapterlab.tasks.metrics import compute
-from adapterlab.tasks.text_batches import NOTHING, mapped, no_losses, padded, token_losses
+from adapterlab.tasks.text_batches import NOTHING, decoder_inputs, no_losses, padded, token_losses
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
 
 
 class Seq2SeqOptions(GenerationOptions):
-    """What is put before a source, and how long a target may be."""
+    """What is put before a source, the languages, and how long a target may be."""
 
     prefix: str = Field("", description='Put before every source; T5 was trained with "summarize: " and the like.')
+    source_language: str | None = Field(
+        None, description="For mBART, NLLB and M2M100: the code of the sources' language, as their tokenizer writes it."
+    )
+    target_language: str | None = Field(None, description="The same of the targets.")
     max_target_length: int = Field(128, ge=2, description="Tokens of a target; longer ones are cut.")
 
 
@@ -36,6 +41,7 @@ class Seq2Seq(TextGeneration):
     inputs = ("source",)
     auto_class = "AutoModelForSeq2SeqLM"
     default_metrics = ("perplexity", "rougeL")
+    answering: ClassVar[tuple[str, ...]] = (*TextGeneration.answering, "source_language", "target_language")
     answer_column = "target"
     Options = Seq2SeqOptions
 
@@ -51,42 +57,50 @@ class Seq2Seq(TextGeneration):
         """Nothing has to be learned of the rows before training."""
 
     def prepare(self, model: Any, tokenizer: Any) -> None:
-        """Refuse a backbone that doesn't say what a target begins with."""
+        """Set the languages; refuse a backbone that doesn't say what a target begins with."""
         super().prepare(model, tokenizer)
+        languages = {name: getattr(self.options, name) for name in ("source_language", "target_language")}
+        self.begins = speak(model, tokenizer, languages)
         if self.positions is not None and self.options.max_new_tokens > self.positions:
             raise BackboneError(
                 f"task.max_new_tokens={self.options.max_new_tokens} is more than the backbone's {self.positions} "
                 "positions. Lower it."
             )
-        if model.config.decoder_start_token_id is None:
+        if model.config.decoder_start_token_id is None and "decoder_start_token_id" not in self.begins:
             raise BackboneError(
                 f"the config of this {type(model).__name__} has no decoder_start_token_id, so nothing says what a "
                 "target begins with. Put it into the backbone's config.json."
             )
 
     def encode(self, dataset: Dataset, tokenizer: Any, max_length: int, *, name: str = "data") -> Dataset:
-        """Tokenise in memory; rows that are to be answered have no labels."""
+        """Tokenise; rows that are to be answered have no labels."""
         limits = {"source": self.limit(max_length, tokenizer), "target": self.options.max_target_length}
         if self.positions is not None:
             limits["target"] = min(limits["target"], self.positions)
-        cut: Counter[str] = Counter()
+        prefix, asks = self.options.prefix, name == "data"
+        told = {} if tokenizer.is_fast else {"return_overflowing_tokens": True}  # a fast one tells by itself
 
         def tokenise(batch: dict[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
-            sources = [self.options.prefix + text for text in batch["source"]]
-            read = tokenizer(sources, truncation=True, max_length=limits["source"])
-            cut["source"] += _overflowing(read)
-            labels = [[NOTHING]] * len(places)
+            sources = [prefix + text for text in batch["source"]]
+            read = tokenizer(sources, truncation=True, max_length=limits["source"], **told)
+            labels, cut = [[NOTHING]] * len(places), [0] * len(places)
             if "target" in batch:
-                written = tokenizer(text_target=batch["target"], truncation=True, max_length=limits["target"])
-                cut["target"] += _overflowing(written)
-                labels = written["input_ids"]
-            numbers = [ANSWERED] * len(places) if name == "data" else places
-            return {"input_ids": read["input_ids"], "labels": labels, "number": numbers, "_row": places}
+                written = tokenizer(text_target=batch["target"], truncation=True, max_length=limits["target"], **told)
+                labels, cut = written["input_ids"], _overflowing(written)
+            return {
+                "input_ids": read["input_ids"],
+                "labels": labels,
+                "number": [ANSWERED] * len(places) if asks else places,
+                "_row": places,
+                TOLD: [list(both) for both in zip(_overflowing(read), cut, strict=True)],
+            }
 
-        encoded = mapped(dataset, tokenise, name)
+        spoken = [getattr(tokenizer, side, None) for side in ("src_lang", "tgt_lang")]
+        encoded = encode_for(self, dataset, tokenise, tokenizer, name, limits, asks, spoken)
+        encoded, cut = take_told(encoded, ("source", "target"))
         for column, key in (("source", "data.max_length"), ("target", "task.max_target_length")):
-            if cut[column]:
-                said = f"{cut[column]:,} of {len(dataset):,} {column}s cut to {limits[column]} tokens ({key})"
+            if count := cut[column].sum():
+                said = f"{count:,} of {len(dataset):,} {column}s cut to {limits[column]} tokens ({key})"
                 self.note(f"{name}: {said}.")
         return encoded
 
@@ -109,15 +123,17 @@ class Seq2Seq(TextGeneration):
         labels = batch["labels"]
         if (labels == NOTHING).all():
             return no_losses(batch)
-        written = getattr(model, "module", model).prepare_decoder_input_ids_from_labels(labels=labels)
+        written = decoder_inputs(getattr(model, "module", model), labels)
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         logits = model(**inputs, decoder_input_ids=written, use_cache=False).logits
         return token_losses(logits, labels, items)
 
     def generate(self, model: Any, batch: dict[str, Any], rows: Any, settings: Any) -> Any:
-        """Have the targets written, without the token that every one begins with."""
+        """Have the targets written, without the tokens that every one begins with."""
         inputs = {key: batch[key][rows] for key in ("input_ids", "attention_mask")}
-        return model.generate(**inputs, generation_config=settings)[:, 1:]
+        settings.update(**self.begins)
+        begin = 2 if "forced_bos_token_id" in self.begins else 1
+        return model.generate(**inputs, generation_config=settings)[:, begin:]
 
     def reference(self, row: Mapping[str, Any]) -> str | None:
         """Return the target."""
@@ -136,6 +152,8 @@ class Seq2Seq(TextGeneration):
         return {"copied source": compute(self.text_metrics, rows["source"], rows["target"]), **found}
 
 
-def _overflowing(encoded: Any) -> int:
-    """Return how many texts a tokenizer cut."""
-    return sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
+def _overflowing(encoded: Any) -> list[int]:
+    """Return for each text whether a tokenizer cut it."""
+    if encoded.encodings is None:
+        return [int(cut > 0) for cut in encoded.get("num_truncated_tokens") or [0] * len(encoded["input_ids"])]
+    return [int(bool(encoding.overflowing)) for encoding in encoded.encodings]

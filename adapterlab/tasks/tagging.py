@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from adapterlab.data.preparing import encode_rows
 from adapterlab.errors import ConfigError, DataError
 from adapterlab.tasks.alignment import need_fast
 from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, TaskOptions, register_task, spread_evenly
+from adapterlab.tasks.encoding import encode_for, take_told
 from adapterlab.tasks.metrics_tagging import ENTITY_METRICS
 from adapterlab.tasks.schemes import OUTSIDE, PLAIN, detect, is_entity_tags, spans_of
 from adapterlab.tasks.sentences import Sentence, misfit, read_sentence, read_tags, read_text
 from adapterlab.tasks.tagset import SHOWN, check_alike, check_tags, find_labels, invalid, some, weigh
-from adapterlab.tasks.windows import WordWindows, decide
+from adapterlab.tasks.windows import COUNTED, WordWindows, decide
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -114,21 +114,22 @@ class Tagging(Task):
         need_fast(tokenizer)
         limit = min(max_length, tokenizer.model_max_length)
         cuts = name == "train" and self.preparation.long_texts == "cut"
-        windows = WordWindows(
-            tokenizer, limit, self.preparation.stride, self.labels, cuts, self.options.label_all_pieces
-        )
+        scheme, all_pieces = self.options.scheme, self.options.label_all_pieces
+        windows = WordWindows(tokenizer, limit, self.preparation.stride, self.labels, cuts, all_pieces)
 
         def tokenise(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
-            return windows.encode(list(self._sentences(batch)), rows)
+            return windows.encode(list(_read(batch, scheme)), rows)
 
-        encoded = encode_rows(dataset, tokenise, description=f"Tokenising {name}", with_indices=True)
-        if windows.long and self.preparation.long_texts == "refuse" and "labels" in encoded.column_names:
+        encoded = encode_for(self, dataset, tokenise, tokenizer, name, limit, cuts)
+        encoded, told = take_told(encoded, COUNTED)
+        if told["long"].any() and self.preparation.long_texts == "refuse" and "labels" in encoded.column_names:
+            long = [row for row, is_long in zip(encoded["_row"], told["long"], strict=True) if is_long]
             raise DataError(
-                f"{name}: {len(windows.long):,} of {len(dataset):,} texts have more than {limit} tokens "
-                f"({self.locator(name)(windows.long)}), and data.long_texts is refuse. "
+                f"{name}: {len(long):,} of {len(dataset):,} texts have more than {limit} tokens "
+                f"({self.locator(name)(long)}), and data.long_texts is refuse. "
                 "Raise data.max_length, or set data.long_texts=window."
             )
-        self._note_encoding(name, len(dataset), limit, windows)
+        self._note_encoding(name, len(dataset), limit, {key: int(counts.sum()) for key, counts in told.items()})
         return encoded
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
@@ -186,7 +187,7 @@ class Tagging(Task):
             [best.get(sentence.text[start:end], usual) for start, end in sentence.words]
             for sentence in self._sentences(rows)
         ]
-        return {"the word's most frequent tag": self.score(guessed, self._true(rows))}
+        return {"most frequent tag per word": self.score(guessed, self._true(rows))}
 
     def tables(self, seen: Predictions) -> list[ReportTable]:
         """Show precision, recall, F1 and number of each entity label, or of each tag."""
@@ -213,10 +214,7 @@ class Tagging(Task):
         return [ReportTable(title, [kind, "precision", "recall", "F1", "number"], body)]
 
     def _sentences(self, rows: Any) -> Iterator[Sentence]:
-        texts = rows["text"]
-        tags = rows["tags"] if "tags" in getattr(rows, "column_names", rows) else [None] * len(texts)
-        for text, own in zip(texts, tags, strict=True):
-            yield read_sentence(text, own, self.options.scheme)
+        return _read(rows, self.options.scheme)
 
     def _true(self, rows: Dataset) -> list[list[str]]:
         return [sentence.tags or [] for sentence in self._sentences(rows)]
@@ -253,8 +251,8 @@ class Tagging(Task):
             self.note(f"train has no word with {some(unused)}: the model can't learn what nobody shows it.")
         self._weights = weigh(self.options.class_weights, words, self.labels)
 
-    def _note_encoding(self, name: str, rows: int, limit: int, windows: WordWindows) -> None:
-        long, counts = len(windows.long), windows.told
+    def _note_encoding(self, name: str, rows: int, limit: int, counts: Mapping[str, int]) -> None:
+        long = counts["long"]
         if counts["cut"]:
             self.note(
                 f"{name}: {long:,} of {rows:,} texts cut to {limit} tokens (data.max_length), {counts['cut']:,} words "
@@ -268,6 +266,13 @@ class Tagging(Task):
             self.note(f"{name}: {n:,} words split at the border of a span; where no spans are known, words stay whole.")
         if n := counts["shared"]:
             self.note(f"{name}: {n:,} words share their first token with the word before, and so their tag.")
+
+
+def _read(rows: Any, scheme: str) -> Iterator[Sentence]:
+    texts = rows["text"]
+    tags = rows["tags"] if "tags" in getattr(rows, "column_names", rows) else [None] * len(texts)
+    for text, own in zip(texts, tags, strict=True):
+        yield read_sentence(text, own, scheme)
 
 
 def _found(sentence: Sentence, span: tuple[int, int, str], scores: Sequence[float], kind: str) -> dict[str, Any]:

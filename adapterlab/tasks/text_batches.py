@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from adapterlab.data.sources import bars_only_on_terminal
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from typing import Any
 
 NOTHING = -100  # pads labels and what was generated
 
@@ -47,6 +41,15 @@ def no_losses(batch: dict[str, Any]) -> tuple[Any, TokenLosses]:
     return rows.sum(), TokenLosses(rows)
 
 
+def decoder_inputs(model: Any, labels: Any) -> Any:
+    """Return what an encoder-decoder's decoder reads while it learns to write labels: they, one place later."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels=labels)
+    read = labels.new_full(labels.shape, model.config.decoder_start_token_id)  # M2M100 and NLLB have no such method
+    read[:, 1:] = labels[:, :-1]
+    return read.masked_fill(read == NOTHING, model.config.pad_token_id)
+
+
 def padded(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Any:
     """Return rows of numbers as one tensor, padded to the longest."""
     import torch
@@ -54,18 +57,3 @@ def padded(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> 
     longest = max(map(len, rows))
     pads = [[value] * (longest - len(row)) for row in rows]
     return torch.tensor([[*pad, *row] if left else [*row, *pad] for row, pad in zip(rows, pads, strict=True)])
-
-
-def mapped(dataset: Dataset, function: Callable[..., dict[str, list[Any]]], name: str) -> Dataset:
-    """Return what a function makes of batches of rows and of their places; it may leave rows out."""
-    with bars_only_on_terminal():
-        return dataset.map(
-            function,
-            batched=True,
-            with_indices=True,
-            remove_columns=dataset.column_names,
-            keep_in_memory=True,
-            load_from_cache_file=False,
-            new_fingerprint=uuid.uuid4().hex,  # spares hashing the tokenizer for a cache that isn't used
-            desc=f"Tokenising {name}",
-        )

@@ -11,11 +11,14 @@ import numpy as np
 from adapterlab.errors import AdapterLabError
 from adapterlab.tasks.alignment import Range, Window, read_windows
 from adapterlab.tasks.base import Predictions
+from adapterlab.tasks.encoding import TOLD
 from adapterlab.tasks.sentences import Sentence
+
+COUNTED = ("long", "cut", "unseen", "split", "shared")  # what the numbers in `TOLD` are of
 
 
 class WordWindows:
-    """Encodes batches of sentences, and counts what happens to their words in `told`.
+    """Encodes batches of sentences; what happens to their words is counted in the column `TOLD`.
 
     Args:
         tokenizer: a fast one.
@@ -32,22 +35,22 @@ class WordWindows:
         self.tokenizer, self.limit, self.stride = tokenizer, limit, stride
         self.numbers = {tag: number for number, tag in enumerate(labels)}
         self.cuts, self.all_pieces = cuts, all_pieces
-        self.told: Counter[str] = Counter()
-        self.long: list[int] = []  # rows of more than one window
 
     def encode(self, sentences: Sequence[Sentence], rows: Sequence[int]) -> dict[str, list[Any]]:
         """Return the columns of the sentences' windows; `rows` are their numbers."""
         columns: dict[str, list[Any]] = defaultdict(list)
-        seen: Counter[int] = Counter()
-        for window in self._windows(sentences):
-            sentence = sentences[window.row]
-            seen[window.row] += 1
-            if seen[window.row] == 2:
-                self.long.append(rows[window.row])
-                if self.cuts:
-                    self.told["cut"] += len(sentence.words) - len(columns["_words"][-1])
-            if self.cuts and seen[window.row] > 1:
+        windows, unseen = self._windows(sentences)
+        count = Counter(window.row for window in windows)
+        last = None
+        for window in windows:
+            sentence, begins = sentences[window.row], window.row != last
+            if self.cuts and not begins:
                 continue
+            last, long = window.row, count[window.row] > 1
+            cut = len(sentence.words) - len(window.heads) if self.cuts and long else 0
+            shared = sum(window.owners[place] != word for word, place in window.heads.items())
+            of_row = (int(long), cut, unseen[window.row], sentence.cuts) if begins else (0, 0, 0, 0)
+            columns[TOLD].append([*of_row, shared])
             for key, values in window.inputs.items():
                 columns[key].append(values)
             columns["_row"].append(rows[window.row])
@@ -57,11 +60,14 @@ class WordWindows:
                 columns["labels"].append(
                     [self._number(window, place, sentence.tags) for place in range(len(window.owners))]
                 )
-        self.told["split"] += sum(sentence.cuts for sentence in sentences)
         return columns
 
-    def _windows(self, sentences: Sequence[Sentence]) -> list[Window]:
-        """Tokenise; where a word vanishes, the tokenizer is shown its sign for unknown words in its place."""
+    def _windows(self, sentences: Sequence[Sentence]) -> tuple[list[Window], list[int]]:
+        """Tokenise; where a word vanishes, the tokenizer is shown its sign for unknown words in its place.
+
+        Returns:
+            the windows, and how many words of each sentence vanished.
+        """
         texts, words = [sentence.text for sentence in sentences], [sentence.words for sentence in sentences]
         windows = list(read_windows(self.tokenizer, texts, words, self.limit, self.stride))
         lost = [set(range(len(own))) for own in words]
@@ -72,10 +78,7 @@ class WordWindows:
             shown = [_replaced(*parts, sign) for parts in zip(texts, words, lost, strict=True)]
             texts, words = [text for text, _ in shown], [ranges for _, ranges in shown]
             windows = list(read_windows(self.tokenizer, texts, words, self.limit, self.stride))
-            self.told["unseen"] += sum(map(len, lost))
-        shared = (window.owners[place] != word for window in windows for word, place in window.heads.items())
-        self.told["shared"] += sum(shared)
-        return windows
+        return windows, list(map(len, lost))
 
     def _number(self, window: Window, place: int, tags: Sequence[str]) -> int:
         word = window.owners[place]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
@@ -36,10 +37,12 @@ class General:
         if GENERAL not in task.metrics:
             task.metrics.append(GENERAL)
 
-    def encode(self, task: Task, tokenizer: Any, max_length: int) -> dict[str, Any]:
+    def encode(
+        self, task: Task, tokenizer: Any, max_length: int, names: Sequence[str] = ("train", "eval")
+    ) -> dict[str, Any]:
         """Return the general blocks, to train on and held out."""
         told = list(task.notes)
-        rows = {name: task.encode(part, tokenizer, max_length, name=name) for name, part in self.splits.named.items()}
+        rows = {name: task.encode(self.splits.named[name], tokenizer, max_length, name=name) for name in names}
         task.notes = told  # which would be taken for notes on the domain's text
         return rows
 

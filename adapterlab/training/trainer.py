@@ -54,9 +54,9 @@ class TaskTrainer(Trainer):
         # would then be multiplied by the number of processes and not divided by the accumulated batches.
         self.model_accepts_loss_kwargs = task.counts_items
 
-    def outputs(self, encoded: Dataset) -> Any:
-        """Return the task's final outputs for encoded rows, in their order."""
-        measure, self.compute_metrics, self.final = self.compute_metrics, None, True
+    def outputs(self, encoded: Dataset, *, final: bool = True) -> Any:
+        """Return the task's outputs for encoded rows, in their order: the final ones, or those while training."""
+        measure, self.compute_metrics, self.final = self.compute_metrics, None, final
         try:
             return _in_order(self.predict(encoded).predictions, encoded)
         finally:

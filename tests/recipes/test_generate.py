@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import transformers
 from conftest import refused
 from folders import backbone
 
@@ -140,9 +141,71 @@ def test_predict_on_the_command_line(tiny_folder, rows, tmp_path):
     assert done.exit_code == 0, done.output
     assert out.read_text().splitlines()[0] == "prompt,completion"
     assert len(out.read_text().splitlines()) >= 9
-    done = CliRunner().invoke(app, ["predict", str(run), "What is 3 in words?"])
+    done = CliRunner().invoke(app, ["predict", str(run), "What is 3 in words?", "--set", "task.num_beams=2"])
     assert done.exit_code == 0
     assert "completion" in done.output
+
+
+@pytest.fixture(scope="module")
+def half_learned(tiny_folder, tmp_path_factory):
+    """A run of a model that is not certain yet: what it writes depends on how it is asked."""
+    folder = tmp_path_factory.mktemp("ways")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in PAIRS))
+    changes = short(tiny_folder("gpt2", sharp=True), folder / "pairs.jsonl", folder / "run")
+    adapterlab.run(
+        "generate/lora-gpt2-instruct",
+        *changes,
+        "optim.max_steps=20",
+        "optim.lr=1e-2",
+        "task.metrics=[perplexity, chrf]",
+    )
+    return folder / "run"
+
+
+def written(run, **options):
+    return [answer["completion"] for answer in Predictor(run, options).predict([question for question, _ in PAIRS])]
+
+
+def test_texts_are_written_otherwise_than_the_recipe_said(half_learned):
+    plain = written(half_learned)
+    assert written(half_learned, num_beams=4) != plain
+    cut = written(half_learned, max_new_tokens=2)
+    assert all(text.startswith(start) and len(start) < len(text) for start, text in zip(cut, plain, strict=True))
+    assert written(half_learned, no_repeat_ngram_size=1) != plain, "the prompts have an 'is' already"
+    transformers.set_seed(0)
+    drawn = [written(half_learned, temperature=5.0) for _ in range(2)]
+    assert plain not in drawn
+    assert drawn[0] != drawn[1]
+    assert written(half_learned, temperature=5.0, top_k=1) == plain
+    assert written(half_learned, temperature=5.0, top_p=1e-6) == plain
+    assert written(half_learned) == plain, "the run keeps what its recipe said"
+
+
+def test_eval_measures_texts_written_otherwise(half_learned):
+    plain, cut = evaluate(half_learned), evaluate(half_learned, options={"max_new_tokens": 2})
+    assert plain["perplexity"] == pytest.approx(cut["perplexity"], rel=1e-5)
+    assert plain["chrf"] > cut["chrf"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("num_beans=4", "unknown instruction option 'num_beans'. Did you mean 'num_beams'?"),
+        ("packing=true", "task.packing is part of what was learned, so it can't be set now. What can: max_new_tokens"),
+        ("num_beams=many", "task.num_beams: Input should be a valid integer"),
+        ("num_beams", "--set 'num_beams': write it as key=value, for example num_beams=4."),
+        ("task.max_new_tokens=2000", "task.max_new_tokens=2000 leaves no room for a prompt"),
+    ],
+)
+def test_options_that_can_not_be_set(half_learned, given, said):
+    from typer.testing import CliRunner
+
+    from adapterlab.cli.app import app
+
+    for verb in (["predict", str(half_learned), "What is 3 in words?"], ["eval", str(half_learned)]):
+        done = CliRunner().invoke(app, [*verb, "--set", given], prog_name="adapterlab")
+        assert done.exit_code == 2
+        assert said in " ".join(done.stderr.split())
 
 
 def test_the_wrong_kind_of_backbone(tiny_folder, rows, tmp_path):

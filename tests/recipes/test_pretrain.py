@@ -64,7 +64,7 @@ def test_recipe_runs(name, method, place, tmp_path):
 
     measured = evaluate(tmp_path / "run")
     assert measured.pop("rows") == len(DOMAIN) - 34
-    assert measured["perplexity"] == pytest.approx(result.metrics["perplexity"], rel=1e-4)
+    assert measured == pytest.approx(result.metrics, rel=1e-4), "of general text too"
     texts = ["The statement is", "a [MASK] b [MASK] c", "statement " * 90]
     answers = list(Predictor(tmp_path / "run" / "adapter").predict(texts))
     assert [answer["text"] for answer in answers] == texts
@@ -130,7 +130,7 @@ def test_new_words_come_along(name, place, tmp_path):
     assert all(len(predictor.tokenizer.tokenize(word)) == 1 for word in words)
     assert all(len(pieces) >= 2 for pieces in about["new_tokens"]["pieces"].values())
     assert result.metrics["perplexity"] < result.baselines["untouched backbone"]["perplexity"]
-    assert evaluate(run)["perplexity"] == pytest.approx(result.metrics["perplexity"], rel=1e-4)
+    assert evaluate(run) == pytest.approx({**result.metrics, "rows": len(DOMAIN) - 34}, rel=1e-4)
     plain = adapterlab.run(name, *place(name), f"run.dir={tmp_path / 'plain'}")
     assert plain.baselines["untouched backbone"] == result.baselines["untouched backbone"], "read as it was"
 

@@ -368,6 +368,7 @@ def test_predict_reads_a_text_a_line_or_another_column(workshop: Path) -> None:
         (["runs/tiny", "x", "--out", "o.csv", "--format", "table"], "--format table goes to the terminal"),
         (["runs/tiny", "--file", "nothing.csv"], "nothing.csv"),
         (["runs/tiny", "--file", "train.csv", "--column", "reviwe"], "Did you mean 'review'?"),
+        (["runs/tiny", "x", "--set", "num_beams=4"], "a classification task has no options that say how"),
     ],
 )
 def test_predict_says_what_it_can_not_do(workshop: Path, arguments: list[str], message: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
@@ -226,6 +228,48 @@ def test_classification_uses_the_cache_of_its_recipe(tmp_path, tokenizer):
     task.encode(splits.train, tokenizer, 7, name="train")
     assert len(list(folder.iterdir())) == 2
     assert Task.from_state(task.state()).preparation == Preparation()  # predicting keeps nothing
+
+
+def _words(row: int) -> str:
+    return text(row, 12 if row == 7 else 3)
+
+
+ROWS = {
+    "tagging": lambda n: {"tokens": _words(n).split(), "tags": ["AB"[n % 2]] * (12 if n == 7 else 3)},
+    "relation": lambda n: {"text": _words(n), "head": [0, 2], "tail": [3, 5], "label": "ab"[n % 2]},
+    "qa": lambda n: {"question": "w1", "context": _words(n), "answers": {"text": [f"w{n}"], "answer_start": [0]}},
+    "multiple_choice": lambda n: {"question": _words(n), "choices": ["w1", "w2"], "answer": n % 2},
+    "similarity": lambda n: {"text": _words(n), "text_pair": "w1", "score": n % 2},
+    "instruction": lambda n: {"prompt": _words(n), "completion": "w1 w2"},
+    "seq2seq": lambda n: {"source": _words(n), "target": _words(n)},
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_other_tasks_use_cache_and_workers_and_tell_the_same(kind, tmp_path):
+    """Row 8 is too long: its note counts it, whoever tokenised it, and when."""
+    file, folder = tmp_path / "rows.jsonl", tmp_path / "cache"
+    file.write_text("\n".join(json.dumps(ROWS[kind](n)) for n in range(20)), encoding="utf-8")
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["[E1]", "[/E1]", "[E2]", "[/E2]"])
+
+    def prepared(**settings):
+        data = DataSection(train=str(file), eval=str(file), max_length=11, stride=2, **settings)
+        options = {"stride": 2} if kind == "qa" else {"max_target_length": 11} if kind == "seq2seq" else {}
+        task = Task.from_recipe(SimpleNamespace(type=kind, metrics=None, model_extra=options), data)
+        splits = load_splits(data, task, 0)
+        task.fit(splits)
+        return task.encode(splits.train, tokenizer, 11, name="train").to_list(), task.notes
+
+    rows, notes = prepared(cache=False)
+    assert len(rows) >= (19 if kind == "instruction" else 20)
+    assert any(" 1 of 20 " in note or "5.0% of 20" in note for note in notes)
+    assert prepared(cache=str(folder)) == (rows, notes)
+    [kept] = folder.iterdir()
+    made = kept.stat().st_ino
+    assert prepared(cache=str(folder)) == (rows, notes)
+    assert [file.stat().st_ino for file in folder.iterdir()] == [made]
+    assert prepared(cache=False, workers=2) == (rows, notes)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from adapterlab.data import load_rows, load_splits
 from adapterlab.errors import ConfigError, DataError
 from adapterlab.recipe import load_recipe
 from adapterlab.recipe.schema import DataSection
-from adapterlab.tasks import Classification
+from adapterlab.tasks import Classification, Multilabel
 
 
 class Spans(Classification):
@@ -163,6 +163,69 @@ def test_groups_are_never_split_whatever_their_sizes(rows, seed):
     assert sorted(left + drawn) == list(range(len(rows)))
     assert not {groups[row] for row in left} & {groups[row] for row in drawn}
     assert {strata[row] for row in left} == set(strata)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from("aaaabbbccd"), max_size=3, unique=True), min_size=1, max_size=80),
+    st.floats(0.05, 0.6),
+    st.integers(0, 9),
+)
+def test_rows_of_several_labels_share_out_each(rows, share, seed):
+    from adapterlab.data.splits import draw
+
+    count = round(len(rows) * share)
+    left, drawn = draw(rows, range(len(rows)), count, seed)
+    assert sorted(left + drawn) == list(range(len(rows)))
+    every, held = (Counter(label for row in part for label in rows[row]) for part in (range(len(rows)), drawn))
+    assert all(held[label] < n for label, n in every.items()), "none vanishes from train"
+    alone = sum(held[label] + 1 == n for label, n in every.items())
+    assert count - alone <= len(drawn) <= count
+    rarest = min(every, key=lambda label: (every[label], label), default=None)
+    if rarest is not None and every[rarest] > 1:
+        assert abs(held[rarest] - share * every[rarest]) <= 1.5
+    assert draw(rows, range(len(rows)), count, seed) == (left, drawn)
+
+
+def test_rare_labels_get_their_share_of_made_splits(tmp_path):
+    """One row in fifty is rare; a plain draw would often leave eval without any, or train."""
+    rows = [
+        {"text": f"text {i}", "label": ["x"] * (i % 2) + ["y"] * (i % 3 == 0) + ["rare"] * (i % 50 == 7)}
+        for i in range(400)
+    ]
+    path = jsonl(tmp_path / "a.jsonl", [*rows, {"text": "only one", "label": ["once"]}])
+    for seed in range(5):
+        made = splits(path, Multilabel(), seed=seed, eval=0.25, test=0.25)
+        held = {
+            name: Counter(label for labels in part["label"] for label in labels) for name, part in made.named.items()
+        }
+        assert (held["train"]["rare"], held["eval"]["rare"], held["test"]["rare"]) == (4, 2, 2)
+        assert held["train"]["once"] == 1
+        assert held["eval"]["x"] == pytest.approx(50, abs=1)
+        assert held["test"]["y"] == pytest.approx(33.5, abs=1)
+        assert made.sizes == {"train": 201, "eval": 100, "test": 100}
+    assert made.record()["stratified_by"] == "label"
+    fewer = splits(path, Multilabel(), eval=0.25, max_samples=100)
+    assert 1 <= sum("rare" in labels for labels in fewer.train["label"]) <= 3
+    assert len(fewer.train) == 100
+
+
+def test_rare_labels_get_their_share_of_groups(tmp_path):
+    rows = [
+        {"text": f"text {i}", "label": ["x"] * (i % 2) + ["rare"] * (i % 40 < 2), "author": f"a{i // 4}"}
+        for i in range(800)
+    ]
+    made = splits(jsonl(tmp_path / "a.jsonl", rows), Multilabel(), eval=0.25, group_by="author")
+    held = Counter(label for labels in made.eval["label"] for label in labels)
+    assert held["rare"] == pytest.approx(10, abs=2)
+    assert len(made.eval) == pytest.approx(200, abs=8)
+
+
+def test_the_same_labels_in_another_order_agree(tmp_path):
+    rows = [{"text": f"t{i}", "label": ["x", "y"]} for i in range(20)]
+    path = jsonl(tmp_path / "a.jsonl", [*rows, {"text": "t0", "label": ["y", "x"]}, {"text": "t1", "label": ["y"]}])
+    notes = splits(path, Multilabel()).notes
+    assert any("2 rows that repeat" in note and "(1 of them under another label" in note for note in notes)
 
 
 def test_groups_that_cannot_be_used_say_why(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from language_workshop import language_recipes
 from tiny_workshop import furnish
 from typer.testing import CliRunner
 
@@ -12,6 +13,7 @@ import adapterlab
 from adapterlab.cli.app import app
 from adapterlab.errors import DataError
 from adapterlab.estimating import estimate
+from adapterlab.tasks.instruction import Instruction
 
 
 @pytest.fixture
@@ -44,3 +46,28 @@ def test_the_command_prints_it(workshop):
     assert result.exit_code == 0, result.output
     for part in ("parameters", "steps", "150, ", "training, ", "at the peak", "optimizer", "adapter on disk"):
         assert part in result.stdout
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory):
+    return language_recipes(tmp_path_factory.mktemp("language"))
+
+
+@pytest.mark.parametrize("name", ["instruction", "seq2seq", "masked_lm", "causal_lm", "streamed"])
+def test_tasks_on_language_have_an_estimate(recipes, name):
+    changes = ["optim.max_steps=100", "eval.every=10", *(["task.packing=true"] if name == "instruction" else [])]
+    found = estimate(recipes[name], *changes)
+    counts = adapterlab.run(recipes[name], *changes, "optim.max_steps=1")
+    assert (found.trained, found.total, found.steps) == (counts.trained, counts.total, 100)
+    assert found.training_seconds == pytest.approx(100 * found.step_seconds + found.evaluation_seconds)
+    assert found.evaluation_seconds > 0
+
+
+@pytest.mark.parametrize("wanted", [0, 4])
+def test_evaluations_are_timed_as_they_are_while_training(recipes, wanted, monkeypatch):
+    """Most runs write no texts before the end: then no time for it is counted."""
+    written = []
+    generate = Instruction.generate
+    monkeypatch.setattr(Instruction, "generate", lambda *args: written.append(1) or generate(*args))
+    estimate(recipes["instruction"], f"task.generate_eval={wanted}")
+    assert bool(written) == (wanted > 0)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from language_workshop import language_recipes
 from tiny_workshop import furnish
 from typer.testing import CliRunner
 
@@ -35,6 +36,29 @@ def test_every_combination_is_run_and_the_best_recipe_kept(workshop):
     assert best.optim.lr == 2e-2
     assert {path.name for path in result.folder.glob("trial-*")} == {f"trial-00{n}" for n in range(4)}
     assert all((path / "report.md").exists() for path in result.folder.glob("trial-*"))
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory):
+    return language_recipes(tmp_path_factory.mktemp("language"))
+
+
+@pytest.mark.parametrize("name", ["instruction", "seq2seq", "masked_lm", "causal_lm", "streamed"])
+def test_tasks_on_language_are_swept_by_perplexity(recipes, name):
+    result = sweep(recipes[name], *SHORT, grid=["optim.lr=1e-9,1e-2"])
+    slow, quick = result.trials
+    assert result.metric == "perplexity"
+    assert quick.value < slow.value
+    assert result.best == quick
+
+
+def test_a_task_that_writes_is_swept_by_what_it_writes(recipes, tmp_path, monkeypatch):
+    """Here more is better; and an option of the task is tried, too."""
+    monkeypatch.chdir(tmp_path)
+    changes = ["task.generate_eval=8", "task.metrics=[chrf]", "optim.max_steps=12", "run.dir=runs/writes"]
+    result = sweep(recipes["seq2seq"], *SHORT, *changes, "optim.lr=3e-2", grid=["task.max_new_tokens=1,8"])
+    assert result.metric == "chrf"
+    assert result.best.value == max(trial.value for trial in result.trials) > 0
 
 
 def test_a_failing_trial_is_reported_and_the_others_go_on(workshop):
