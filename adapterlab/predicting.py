@@ -18,7 +18,7 @@ from adapterlab.data import load_rows, load_splits
 from adapterlab.errors import AdapterFolderError, DataError, RunFolderError
 from adapterlab.loading import load, local_folder
 from adapterlab.new_tokens import equip
-from adapterlab.pretrained import load_backbone, load_tokenizer, quiet
+from adapterlab.pretrained import limit_length, load_backbone, load_tokenizer, quiet
 from adapterlab.recipe import load_recipe
 from adapterlab.tasks import Predictions, Task
 from adapterlab.training.precision import device
@@ -54,6 +54,7 @@ class Predictor:
         lay(self.model, self.tokenizer, about.get("adapters") or [])
         load(self.model, files.folder)
         equip(self.tokenizer, self.model)
+        limit_length(self.tokenizer, self.model)
         self.task.prepare(self.model, self.tokenizer)
         self.model.eval().to(device())
 

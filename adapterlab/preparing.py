@@ -18,7 +18,7 @@ from adapterlab.chain import lay
 from adapterlab.data import Splits, load_splits
 from adapterlab.guests import need_guests
 from adapterlab.new_tokens import pieces
-from adapterlab.pretrained import load_backbone, load_tokenizer, portable_address
+from adapterlab.pretrained import limit_length, load_backbone, load_tokenizer, portable_address
 from adapterlab.recipe import Recipe
 from adapterlab.tasks import Task
 from adapterlab.trainer_hooks import set_total_step
@@ -56,6 +56,8 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     with console.status("reading the data"):
         general = General(recipe, task) if recipe.data.replay else None
         splits = load_splits(recipe.data, task, recipe.run.seed)
+        if general is not None:  # a resumed run shall notice that general text has changed, too
+            splits.origins |= {f"replay.{name}": rows for name, rows in general.splits.origins.items()}
         task.fit(splits)
     transformers.set_seed(recipe.run.seed, deterministic=recipe.run.deterministic)
     with console.status(f"loading {recipe.model.name}"):
@@ -80,6 +82,8 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
         about["adapters"] = links
     need_guests(model).adapters["default"].about = about
     task.prepare(model, tokenizer)
+    for reader in (tokenizer, untouched):
+        limit_length(reader, model)
 
     def encode(reader: Any, names: Iterable[str]) -> dict[str, Any]:
         length = recipe.data.max_length

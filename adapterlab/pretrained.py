@@ -11,9 +11,11 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
+from adapterlab.adapters.prefix_attention import position_rows
 from adapterlab.addresses import HubId, resolve, unavailable
-from adapterlab.backbones import LANGUAGE_MODELS
+from adapterlab.backbones import LANGUAGE_MODELS, describe
 from adapterlab.errors import BackboneError
+from adapterlab.guests import guests_of
 
 
 def load_tokenizer(address: str) -> Any:
@@ -30,7 +32,10 @@ def load_tokenizer(address: str) -> Any:
     if tokenizer.pad_token is None:  # GPT-2 has none; padding is masked, so which token it is doesn't matter
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
-        raise BackboneError(f"the tokenizer of '{address}' has no token that can serve for padding.")
+        raise BackboneError(
+            f"the tokenizer of '{address}' has no padding token, nor one for a text's end or for the unknown that "
+            'could serve. Name one of its vocabulary in its tokenizer_config.json: "pad_token": "<pad>".'
+        )
     return tokenizer
 
 
@@ -57,7 +62,7 @@ def load_backbone(address: str, auto_class: str, tokenizer: Any, **options: Any)
                 source, dtype=torch.float32, output_loading_info=True, **revision, **options
             )
     except Exception as error:
-        raise _unreadable(address, "model", error) from error
+        raise _unreadable(address, auto_class, error) from error
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     base = model.base_model_prefix + "."
@@ -74,6 +79,26 @@ def load_backbone(address: str, auto_class: str, tokenizer: Any, **options: Any)
             "was pretrained as one, or whose output layer is tied to its embeddings."
         )
     return model, [path for path in fresh if path not in holders]
+
+
+def room(model: Any) -> int | None:
+    """Return how many tokens a text may have: as many as the backbone has positions, but for those of virtual tokens.
+
+    None where there is no table of positions: the backbone reads texts of any length then.
+    """
+    guests = guests_of(model)
+    path = (guests.backbone if guests else describe(model)).positions()
+    rows = None if path is None else position_rows(model.get_submodule(path))
+    if rows is None or guests is None:
+        return rows
+    configs = [guest.config for guest in guests.adapters.values()]
+    shifting = [config for config in configs if not getattr(config, "preserve_positions", False)]
+    return rows - sum(getattr(config, "num_virtual_tokens", None) or 0 for config in shifting)
+
+
+def limit_length(tokenizer: Any, model: Any) -> None:
+    """Have a tokenizer know how many tokens the model has room for: many tokenizers' files don't say it."""
+    tokenizer.model_max_length = min(tokenizer.model_max_length, room(model) or tokenizer.model_max_length)
 
 
 def portable_address(address: str) -> str:
@@ -107,19 +132,23 @@ def _source(address: str) -> tuple[str, dict[str, str]]:
 def _unreadable(address: str, what: str, error: Exception) -> BackboneError:
     found = resolve(address, "model")
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(found, HubId):
-        return unavailable(found, reason)
     if reason.startswith("Unrecognized configuration class"):
-        config = transformers.AutoConfig.from_pretrained(found)
+        source, revision = _source(address)
+        config = transformers.AutoConfig.from_pretrained(source, **revision)
         fix = (
-            "BERT-type backbones learn from raw text with task.type=masked_lm, GPT-type ones with task.type=causal_lm."
+            "Take a backbone of another kind: from raw text BERT-type ones learn with task.type=masked_lm, GPT-type "
+            "ones with task.type=causal_lm; to write answers GPT-type ones learn with task.type=instruction, T5 and "
+            "BART with task.type=seq2seq."
         )
         if "TokenClassification" in reason:
             fix = "Relations can be read off its text with task.read=text; for tags take another backbone."
         elif "PreTraining" in reason:
             fix = "Pairs of sentences need a backbone of BERT's or ALBERT's kind; else set task.sentences=none."
         return BackboneError(
-            f"'{address}' is a {config.model_type}, and transformers has no such model for this task. {fix}"
+            f"'{address}' is a {config.model_type}, and transformers has no {what} for this task. {fix}"
         )
+    if isinstance(found, HubId):
+        return unavailable(found, reason)
     there = ", ".join(sorted(entry.name for entry in Path(found).iterdir())[:10])
+    what = "tokenizer" if what == "tokenizer" else "model"
     return BackboneError(f"the {what} in '{address}' can't be loaded: {reason}\nThe folder holds: {there}.")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import Linear as PeftLinear
 from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 from torch import nn
 
@@ -16,6 +17,7 @@ from adapterlab.adapters.biases import copy_biases, forget_biases, lend_biases, 
 from adapterlab.adapters.lora_algebra import combined
 from adapterlab.adapters.lora_fields import injected_pattern, read_fields, written_pattern
 from adapterlab.adapters.lora_inits import FROM_DATA, NONZERO, SIMPLE, factors, forget, initialize, read_init, starts_of
+from adapterlab.adapters.lora_layer import LoraLinear
 from adapterlab.adapters.patterns import check_patterns
 from adapterlab.adapters.targets import is_inside, own_modules, plain
 from adapterlab.adapters.tuner import TunerConfig, TunerMethod, by_pattern, check_ranks
@@ -127,6 +129,9 @@ class Lora(TunerMethod):
         """Wrap the targets, start A and B, copy the biases that are to be trained."""
         super().inject(model, backbone, name, config)
         own = self.own_layers(model, name)
+        for layer in own.values():
+            if type(layer) is PeftLinear:
+                layer.__class__ = LoraLinear  # the same layer, with a faster forward
         if config.init in FROM_DATA:
             for _, method in METHODS:  # what the backbone alone makes of the data
                 method.activate(model, [])

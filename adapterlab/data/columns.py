@@ -122,9 +122,11 @@ def map_columns(
         if name in schema.optional and name not in mapping and source not in table.columns:
             continue
         if isinstance(source, str):
-            cleaned[name] = _clean(_find(table, schema, name, source), schema, name, f"column '{source}' ", faults)
+            cleaned[name] = _clean(
+                _find(table, schema, name, source, mapping), schema, name, f"column '{source}' ", faults
+            )
         else:
-            found = [_find(table, schema, name, one) for one in source]
+            found = [_find(table, schema, name, one, mapping) for one in source]
             rows_of = [dict(zip(source, values, strict=True)) for values in zip(*found, strict=True)]
             cleaned[name] = _clean(rows_of, schema, name, "column ", faults)
     rows = Rows(cleaned, range(len(table)), table.origin)
@@ -184,15 +186,26 @@ def source_of(schema: Any, name: str, mapping: Mapping[str, Any], there: Collect
     return next((other for other in (name, *schema.synonyms.get(name, ())) if other in there), name)
 
 
-def _find(table: Table, schema: RowSchema, name: str, source: str) -> Sequence[Any]:
+def _find(
+    table: Table, schema: RowSchema, name: str, source: str, mapping: Mapping[str, str | list[str]]
+) -> Sequence[Any]:
     if source in table.columns:
         return table.columns[source]
-    nearest = did_you_mean(source, table.columns)
+    others = [source_of(schema, other, mapping, table.columns) for other in schema.columns if other != name]
+    nearest = did_you_mean(source, [column for column in table.columns if column not in others])
     found = nearest.split("'")[1] if nearest else "COLUMN"
     raise DataError(
         f"{table.origin.address} has no column '{source}' for the task's {name} ({schema.columns[name]}).{nearest} "
-        f"{_listing(table)} Say which one it is: data.columns.{name}={found}"
+        f"{_listing(table)} {_conll(table, schema)}Say which one it is: data.columns.{name}={found}"
     )
+
+
+def _conll(table: Table, schema: RowSchema) -> str:
+    """Ask for another ending where words and their tags may stand in a file named as text or table."""
+    names = [file.name.removesuffix(".gz").removesuffix(".zst") for file in table.origin.files]
+    if "tags" not in schema.columns or not all(name.endswith((".txt", ".tsv")) for name in names):
+        return ""
+    return "If it is a CoNLL file (a word and its tag a line), name it .conll. "
 
 
 def _listing(table: Table) -> str:

@@ -45,7 +45,10 @@ def compare(path: Path, now: Mapping[str, Any]) -> None:
     changed = sorted({f"'{name}' {'changed' if name in known else 'is new'}" for name, _ in there - files})
     changed += sorted(f"'{name}' is gone" for name in known - {name for name, _ in there})
     why = ", ".join(changed) or "the files are the same, so the recipe's data section or run.seed isn't"
-    raise DataError(f"the rows of {', '.join(differ)} are not those that '{path}' records: {why}.")
+    raise DataError(
+        f"the rows of {', '.join(differ)} are not those that '{path}' records: {why}. Put things back as they were, or "
+        "train anew: --replace, or another run.dir."
+    )
 
 
 def _digest(rows: Rows) -> str:

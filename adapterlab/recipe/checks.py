@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from adapterlab.errors import ConfigError, did_you_mean
+from adapterlab.errors import ConfigError, did_you_mean, unknown_name
 from adapterlab.recipe import strict_yaml
 from adapterlab.recipe.draft import Draft, Problems
 from adapterlab.recipe.problems import explain, unknown_key
@@ -57,6 +57,10 @@ def check_task(draft: Draft) -> Problems:
     if kind not in TASKS:
         return [*problems, (("task", "type"), _unknown(TASKS, kind))]
     task = TASKS.get(kind)
+    suited = task.suited_metrics()
+    for index, metric in enumerate(metrics if isinstance(metrics, list) else []):
+        if isinstance(metric, str) and metric in METRICS and METRICS.canonical(metric) not in suited:
+            problems.append((("task", "metrics", index), unknown_name(f"{kind} metric", metric, suited)))
     options = {name: value for name, value in section.items() if name not in ("type", "metrics")}
     try:
         task.Options.model_validate(options)

@@ -4,9 +4,10 @@ A task is one file: subclass `Task`, decorate it with `@register_task("name")`. 
 module in the entry-point group "adapterlab.tasks" (and "adapterlab.metrics" for metrics).
 """
 
-from adapterlab.tasks.base import TASKS, Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
+from adapterlab.tasks.base import TASKS, Task, register_task
 from adapterlab.tasks.causal_lm import CausalLM
 from adapterlab.tasks.classification import Classification
+from adapterlab.tasks.exchange import Evidence, Predictions, ReportTable
 from adapterlab.tasks.instruction import Instruction
 from adapterlab.tasks.masked_lm import MaskedLM
 from adapterlab.tasks.metrics import METRICS, MetricSpec, compute, number_metric, register_metric
@@ -16,6 +17,7 @@ from adapterlab.tasks.qa import QuestionAnswering
 from adapterlab.tasks.regression import Regression
 from adapterlab.tasks.relation import Relation
 from adapterlab.tasks.seq2seq import Seq2Seq
+from adapterlab.tasks.settings import TaskOptions
 from adapterlab.tasks.similarity import Similarity
 from adapterlab.tasks.tagging import Tagging
 

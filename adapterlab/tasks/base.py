@@ -6,16 +6,18 @@ import functools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from adapterlab.data.formats.parsed import some
 from adapterlab.data.preparing import Preparation
 from adapterlab.errors import ConfigError, did_you_mean, unknown_name
 from adapterlab.registry import Registry
+from adapterlab.tasks.exchange import Evidence, Predictions, ReportTable
 from adapterlab.tasks.metrics import METRICS, compute
+from adapterlab.tasks.settings import DataSettings, TaskOptions, TaskSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,83 +25,7 @@ if TYPE_CHECKING:
     from adapterlab.data import Splits
 
 
-class TaskOptions(BaseModel):
-    """A task's own keys in the recipe's `task` section. Subclasses declare one field per key."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 OptionsClass = type[TaskOptions]  # inside Task, `type` is the task's own
-
-
-class TaskSettings(Protocol):
-    """What is read of a recipe's `task` section."""
-
-    @property
-    def type(self) -> str: ...
-    @property
-    def metrics(self) -> Sequence[str] | None: ...
-
-
-class DataSettings(Protocol):
-    """What is read of a recipe's `data` section."""
-
-    @property
-    def columns(self) -> Mapping[str, str | list[str]]: ...
-    @property
-    def labels(self) -> Sequence[str] | None: ...
-    @property
-    def workers(self) -> int | Literal["auto"]: ...
-    @property
-    def cache(self) -> bool | str: ...
-    @property
-    def long_texts(self) -> str: ...
-    @property
-    def stride(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model gave for rows: `outputs` as `Task.outputs` names them, a row (or padded row) for each of `encoded`.
-
-    `encoded` is what `Task.encode` made of `rows`; where it makes several of one row, or drops some, its column
-    `_row` says whose they are.
-    """
-
-    outputs: Any
-    encoded: Dataset
-    rows: Dataset
-
-
-@dataclass(frozen=True)
-class ReportTable:
-    """A table of the report beside the metrics."""
-
-    title: str
-    header: Sequence[str]
-    body: Sequence[Sequence[str]]
-    said: str = ""  # a sentence above it
-
-
-class Evidence(Protocol):
-    """What a task may compare its adapter with: the untouched backbone on the same rows."""
-
-    @property
-    def splits(self) -> Splits:
-        """The rows."""
-
-    @property
-    def split(self) -> str:
-        """Which of them are measured on: "test" or "eval"."""
-
-    def encoded(self, split: str, limit: int | None = None) -> Dataset:
-        """Return encoded rows; of more than `limit`, a seeded draw."""
-
-    def features(self, encoded: Dataset) -> Any:
-        """Return the mean of the untouched backbone's last hidden states for each encoded row."""
-
-    def untouched(self) -> Predictions:
-        """Return what the model gives with its adapter disabled."""
 
 
 class Task(ABC):
@@ -396,14 +322,19 @@ class Task(ABC):
         """Those of the metrics that the evaluations while training compute; the others wait for the end."""
         return self.metrics
 
+    @classmethod
+    def suited_metrics(cls) -> list[str]:
+        """Return the names of the metrics that measure this task, or one that it specialises."""
+        kinds = {kind.type for kind in cls.__mro__ if issubclass(kind, Task)}
+        return [name for name, spec in METRICS if kinds & {*spec.tasks}]
+
     def note(self, text: str) -> None:
         """Keep a note for the report, once."""
         if text not in self.notes:
             self.notes.append(text)
 
     def _check_metrics(self, names: Sequence[str], problems: list[str]) -> list[str]:
-        kinds = {kind.type for kind in type(self).__mro__ if issubclass(kind, Task)}  # what a task specialises, too
-        suited = [name for name, spec in METRICS if kinds & {*spec.tasks}]
+        suited = self.suited_metrics()
         checked: list[str] = []
         for name in names:
             known = name in METRICS and METRICS.canonical(name) in suited

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from adapterlab.errors import BackboneError
-from adapterlab.tasks.base import Predictions, register_task
+from adapterlab.tasks.base import register_task
 from adapterlab.tasks.corpus import CorpusTask
+from adapterlab.tasks.exchange import Predictions
 from adapterlab.tasks.metrics_language import perplexity
 from adapterlab.tasks.packing import Block, Pieces
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from adapterlab.errors import DataError
-from adapterlab.tasks.base import Evidence, Predictions, ReportTable, register_task
+from adapterlab.tasks.base import register_task
+from adapterlab.tasks.exchange import Evidence, Predictions, ReportTable
 from adapterlab.tasks.labels import LabelledTask, tell
 from adapterlab.tasks.sentence import as_text, finite, fit_probe
 

@@ -13,11 +13,13 @@ from pydantic import Field
 
 from adapterlab.data.corpora import Corpus
 from adapterlab.errors import AdapterLabError, BackboneError, ConfigError, DataError
-from adapterlab.tasks.base import Evidence, Predictions, Task, TaskOptions
+from adapterlab.tasks.base import Task
+from adapterlab.tasks.exchange import Evidence, Predictions
 from adapterlab.tasks.metrics import compute
 from adapterlab.tasks.metrics_language import GENERAL, PERPLEXITY
 from adapterlab.tasks.new_words import find_words
 from adapterlab.tasks.packing import Block, Packer, Pieces
+from adapterlab.tasks.settings import TaskOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -101,6 +103,7 @@ class CorpusTask(Task):
         from adapterlab.adapters.prefix_attention import first_position, position_rows
         from adapterlab.backbones import describe
         from adapterlab.guests import guests_of
+        from adapterlab.pretrained import room
         from adapterlab.token_rows import active_rows
 
         guests = guests_of(model)
@@ -108,7 +111,7 @@ class CorpusTask(Task):
         module = None if path is None else model.get_submodule(path)
         table = None if module is None else position_rows(module)
         self._first = 0 if table is None else first_position(module)
-        self._longest = table or getattr(model.config, "max_position_embeddings", None)
+        self._longest = room(model) or getattr(model.config, "max_position_embeddings", None)
         if rows := active_rows(model):
             self.pieces_of = {rows.tokens.ids[token]: len(pieces) for token, pieces in rows.tokens.items()}
         self._settle_borders(model)

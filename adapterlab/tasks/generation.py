@@ -11,9 +11,11 @@ import numpy as np
 from pydantic import Field
 
 from adapterlab.errors import AdapterLabError, DataError
-from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, TaskOptions, spread_evenly
+from adapterlab.tasks.base import Task, spread_evenly
+from adapterlab.tasks.exchange import Evidence, Predictions, ReportTable
 from adapterlab.tasks.metrics import compute
 from adapterlab.tasks.metrics_language import PERPLEXITY
+from adapterlab.tasks.settings import TaskOptions
 from adapterlab.tasks.text_batches import NOTHING
 
 ANSWERED, NEVER = -1, 2**31  # numbers of rows that are there to be answered, and of those that nothing asks

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from adapterlab.errors import ConfigError, DataError, did_you_mean
-from adapterlab.tasks.base import Task, TaskOptions
+from adapterlab.tasks.base import Task
 from adapterlab.tasks.sentence import SentenceTask
+from adapterlab.tasks.settings import TaskOptions
 
 MANY = 20  # from so many classes on, a class for every other row is no class
 _SHOWN = 6  # so many class names at most in a message

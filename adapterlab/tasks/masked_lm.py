@@ -11,8 +11,9 @@ from pydantic import Field
 
 from adapterlab.data.corpora import Corpus
 from adapterlab.errors import BackboneError, ConfigError
-from adapterlab.tasks.base import Evidence, Predictions, register_task
+from adapterlab.tasks.base import register_task
 from adapterlab.tasks.corpus import ANSWERS, OF_GENERAL
+from adapterlab.tasks.exchange import Evidence, Predictions
 from adapterlab.tasks.masked_words import MaskedWords, MaskedWordsOptions
 from adapterlab.tasks.metrics import compute
 from adapterlab.tasks.metrics_language import SENTENCE_ACCURACY

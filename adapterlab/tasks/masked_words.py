@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from adapterlab.errors import BackboneError
-from adapterlab.tasks.base import Predictions
 from adapterlab.tasks.corpus import ANSWERS, CorpusOptions, CorpusTask
+from adapterlab.tasks.exchange import Predictions
 from adapterlab.tasks.metrics_language import perplexity
 from adapterlab.tasks.packing import Block, Pieces
 

@@ -10,7 +10,8 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from adapterlab.errors import DataError
-from adapterlab.tasks.base import Evidence, Predictions, ReportTable, register_task
+from adapterlab.tasks.base import register_task
+from adapterlab.tasks.exchange import Evidence, Predictions, ReportTable
 from adapterlab.tasks.labels import LabelledTask, WeightedOptions, tell
 from adapterlab.tasks.sentence import as_text, finite, fit_probe
 

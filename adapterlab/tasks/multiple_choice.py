@@ -12,7 +12,8 @@ import numpy as np
 
 from adapterlab.data.tokenizing import tokenise
 from adapterlab.errors import DataError
-from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, register_task
+from adapterlab.tasks.base import Task, register_task
+from adapterlab.tasks.exchange import Evidence, Predictions, ReportTable
 from adapterlab.tasks.sentence import as_text, encode_texts, finite
 
 if TYPE_CHECKING:

@@ -12,11 +12,13 @@ from pydantic import Field
 
 from adapterlab.errors import DataError
 from adapterlab.tasks.answers import Found, add_window, misplaced, read_answers
-from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, TaskOptions, register_task
+from adapterlab.tasks.base import Task, register_task
 from adapterlab.tasks.encoding import encode_for
+from adapterlab.tasks.exchange import Evidence, Predictions, ReportTable
 from adapterlab.tasks.metrics_qa import normalise
 from adapterlab.tasks.qa_windows import QAWindows
 from adapterlab.tasks.sentence import as_text, finite
+from adapterlab.tasks.settings import TaskOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from adapterlab.errors import AdapterLabError, ConfigError, DataError
-from adapterlab.tasks.base import Evidence, Predictions, ReportTable, register_task
+from adapterlab.tasks.base import register_task
+from adapterlab.tasks.exchange import Evidence, Predictions, ReportTable
 from adapterlab.tasks.sentence import SentenceTask, as_text, finite, fit_probe
 
 if TYPE_CHECKING:

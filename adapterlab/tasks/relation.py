@@ -10,9 +10,10 @@ from pydantic import Field
 
 from adapterlab.errors import DataError
 from adapterlab.tasks.alignment import Range, join_words, need_fast
-from adapterlab.tasks.base import Evidence, Predictions, register_task
+from adapterlab.tasks.base import register_task
 from adapterlab.tasks.classification import Classification
 from adapterlab.tasks.encoding import TOLD, encode_for, take_told
+from adapterlab.tasks.exchange import Evidence, Predictions
 from adapterlab.tasks.labels import WeightedOptions
 from adapterlab.tasks.markers import mark, window_around
 from adapterlab.tasks.sentences import read_span, read_text

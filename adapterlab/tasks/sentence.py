@@ -10,8 +10,9 @@ import numpy as np
 
 from adapterlab.data.tokenizing import settle, tokenise
 from adapterlab.errors import AdapterLabError, DataError
-from adapterlab.tasks.base import Evidence, Task
+from adapterlab.tasks.base import Task
 from adapterlab.tasks.encoding import encode_for
+from adapterlab.tasks.exchange import Evidence
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,7 +76,7 @@ class SentenceTask(Task):
         self.need_fit()
         limit = min(max_length, tokenizer.model_max_length)
         if limit < max_length:
-            self.note(f"data.max_length={max_length} is more than the tokenizer's {limit} tokens; {limit} it is.")
+            self.note(f"data.max_length={max_length} is more than the backbone's {limit} tokens; {limit} it is.")
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
             return tokenise(tokenizer, batch["text"], batch.get("text_pair"), max_length=limit)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from adapterlab.errors import BackboneError
-from adapterlab.tasks.base import Evidence, register_task
+from adapterlab.tasks.base import register_task
 from adapterlab.tasks.encoding import TOLD, encode_for, take_told
+from adapterlab.tasks.exchange import Evidence
 from adapterlab.tasks.generation import ANSWERED, GenerationOptions, TextGeneration
 from adapterlab.tasks.languages import speak
 from adapterlab.tasks.metrics import compute

@@ -11,9 +11,11 @@ from pydantic import Field
 from adapterlab.data.tokenizing import tokenise
 from adapterlab.errors import BackboneError, ConfigError, DataError
 from adapterlab.tasks import metrics_ranks as _ranks  # noqa: F401 (registers them)
-from adapterlab.tasks.base import Evidence, Predictions, Task, TaskOptions, register_task
+from adapterlab.tasks.base import Task, register_task
 from adapterlab.tasks.embedding import contrastive, partner_ranks, pool
+from adapterlab.tasks.exchange import Evidence, Predictions
 from adapterlab.tasks.sentence import as_text, encode_texts, finite
+from adapterlab.tasks.settings import TaskOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,11 +12,13 @@ from pydantic import Field
 
 from adapterlab.errors import ConfigError, DataError
 from adapterlab.tasks.alignment import need_fast
-from adapterlab.tasks.base import Evidence, Predictions, ReportTable, Task, TaskOptions, register_task, spread_evenly
+from adapterlab.tasks.base import Task, register_task, spread_evenly
 from adapterlab.tasks.encoding import encode_for, take_told
+from adapterlab.tasks.exchange import Evidence, Predictions, ReportTable
 from adapterlab.tasks.metrics_tagging import ENTITY_METRICS
 from adapterlab.tasks.schemes import OUTSIDE, PLAIN, detect, is_entity_tags, spans_of
 from adapterlab.tasks.sentences import Sentence, misfit, read_sentence, read_tags, read_text
+from adapterlab.tasks.settings import TaskOptions
 from adapterlab.tasks.tagset import SHOWN, check_alike, check_tags, find_labels, invalid, some, weigh
 from adapterlab.tasks.windows import COUNTED, WordWindows, decide
 

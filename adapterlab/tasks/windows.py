@@ -10,8 +10,8 @@ import numpy as np
 
 from adapterlab.errors import AdapterLabError
 from adapterlab.tasks.alignment import Range, Window, read_windows
-from adapterlab.tasks.base import Predictions
 from adapterlab.tasks.encoding import TOLD
+from adapterlab.tasks.exchange import Predictions
 from adapterlab.tasks.sentences import Sentence
 
 COUNTED = ("long", "cut", "unseen", "split", "shared")  # what the numbers in `TOLD` are of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,12 @@ class General:
         if not task.raw_text:
             raise ConfigError(f"data.replay: it is for tasks that learn from raw text, and {task.type} doesn't.")
         fields = {"train": replay.train, "eval": replay.eval, "test": None, "columns": replay.columns}
-        self.splits = load_splits(recipe.data.model_copy(update={**fields, "max_samples": None}), task, recipe.run.seed)
+        data = recipe.data.model_copy(update={**fields, "max_samples": None})
+        try:
+            self.splits = load_splits(data, task, recipe.run.seed)
+        except DataError as error:  # its remedies are keys of the domain's text
+            said = re.sub(r"\bdata\.(eval|columns)\b", r"data.replay.\1", str(error))
+            raise DataError(f"data.replay: {said}") from error
         self.share, self.seed = replay.share, recipe.run.seed
         if GENERAL not in task.metrics:
             task.metrics.append(GENERAL)

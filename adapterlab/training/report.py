@@ -63,10 +63,11 @@ def gain(rows: Sequence[ResultRow], metrics: Sequence[str]) -> str:
     parts = []
     for row in rows[:-1]:
         theirs = row.metrics.get(name)
+        named = f"the {row.name.removeprefix('the ')}"
         if theirs is not None and in_points:
-            parts.append(f"{100 * (ours - theirs):+.1f} points over the {row.name}")
+            parts.append(f"{100 * (ours - theirs):+.1f} points over {named}")
         elif theirs:
-            parts.append(f"{100 * (ours / theirs - 1):+.1f} % against the {row.name}")
+            parts.append(f"{100 * (ours / theirs - 1):+.1f} % against {named}")
     return f"{name}: {', '.join(parts)}" if parts else ""
 
 

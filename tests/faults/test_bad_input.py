@@ -71,6 +71,7 @@ def train_told(here, *overrides):
         ("adapter.rank=8", ["adapter.rank", "no such option"]),
         ("optim.learning_rate=1", ["optim.learning_rate", "'lr'"]),
         ("task.metrics=[acuracy]", ["unknown metric 'acuracy'", "Did you mean 'accuracy'?"]),
+        ("task.metrics=[bleu]", ["task.metrics", "unknown classification metric 'bleu'", "roc_auc"]),
         ("task.type=clasification", ["'clasification'", "Did you mean 'classification'?"]),
         ("data.train=trian.csv", ["'trian.csv' not found", "Did you mean 'train.csv'?"]),
         ("data.columns={text: txt}", ["no column 'txt'", "Did you mean 'text'?"]),
@@ -106,6 +107,29 @@ def test_wrong_data(here, content, parts):
     message = train_told(here)
     for part in parts:
         assert part in message
+
+
+def test_a_column_that_is_taken_is_not_suggested_for_another_input(here):
+    message = train_told(here, "task.type=similarity", "data.columns={text_pair: txt}")
+    assert "no column 'txt' for the task's text_pair" in message
+    assert "Did you mean" not in message
+    assert message.endswith("data.columns.text_pair=COLUMN")
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ('{"content": "a"}\n' * 30, ["no column 'text'", "data.replay.columns.text=COLUMN"]),
+        ('{"text": "a"}\n', ["data.replay.eval=0.1 of 1 rows gives eval 0"]),
+        ("", ["'general.jsonl' is empty"]),
+    ],
+)
+def test_faults_of_general_text_are_told_apart(here, content, parts):
+    (here / "general.jsonl").write_text(content)
+    message = train_told(here, "task.type=masked_lm", "data.replay={train: general.jsonl}")
+    for part in ("error: data.replay: ", *parts):
+        assert part in message
+    assert "data.columns" not in message
 
 
 def test_bad_rows_can_be_dropped_and_are_counted(here):

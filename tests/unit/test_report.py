@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 
@@ -81,6 +82,11 @@ def test_gain_needs_something_to_compare():
     assert gain(ROWS[:1], ["accuracy"]) == ""
     assert gain(ROWS, ["recall"]) == ""
     assert gain([ROWS[2], ROWS[0]], ["accuracy"]) == "accuracy: -30.2 points over the lora adapter"
+
+
+def test_an_article_is_said_once():
+    usual = dataclasses.replace(ROWS[0], name="the word's most frequent tag")
+    assert gain([usual, ROWS[2]], ["accuracy"]).endswith("points over the word's most frequent tag")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "adapterlab"
 FLOORS = [
     ["", "errors"],
     ["registry", "search_space"],
-    ["addresses", "anatomies", "backbones", "environment"],
+    ["addresses", "anatomies", "backbones", "environment", "kernels"],
     ["adapters", "fingerprint", "token_rows", "token_files", "new_tokens"],
     ["guests"],
     ["heads"],

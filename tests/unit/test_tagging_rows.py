@@ -102,6 +102,14 @@ def test_ragged_conll_and_tags_without_words_are_refused(tmp_path):
         load(tmp_path, [{"tags": ["N"]}] * 9)
 
 
+@pytest.mark.parametrize("name", ["train.txt", "train.tsv"])
+def test_conll_under_another_ending_is_asked_for_its_own(name, tmp_path):
+    (tmp_path / name).write_text("Anna\tB-PER\nmet\tO\n\nBob\tB-PER\nsang\tO\n")
+    section = DataSection(train=str(tmp_path / name), eval=0.3)
+    with pytest.raises(DataError, match=r"If it is a CoNLL file \(a word and its tag a line\), name it \.conll"):
+        load_splits(section, Tagging(), 42)
+
+
 def conll(*sentences):
     return "\n\n".join(
         "\n".join(f"{word}{number} {tag}" for word, tag in words) for number, words in enumerate(sentences)

@@ -1,0 +1,1 @@
+"""The hot paths, each beside the plain PyTorch that it equals."""

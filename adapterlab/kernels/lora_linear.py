@@ -1,0 +1,107 @@
+"""LoRA's linear in one autograd function: `y = W x + b + s B A d(x)`, Hu et al. 2021, equation 3.
+
+Beside peft's layer it spares: the sum of the two products (the low-rank one is added into the other's output), the copy
+of x in the adapter's dtype, dropout's floats and their mask (bytes, drawn again in backward), and the gradient of x in
+two parts. Saved for backward are x, the r-wide A d(x) and what the layer has anyway.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from adapterlab.kernels.masks import Mask
+
+
+def lora_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scaling: float,
+    mask: Mask | None = None,
+) -> torch.Tensor:
+    """Return the layer's output, in x's dtype or autocast's.
+
+    Args:
+        x: (..., in).
+        weight: (out, in), frozen; a GPT-2 `Conv1D`'s is given transposed.
+        bias: (out,), perhaps trained.
+        a: (r, in).
+        b: (out, r).
+        mask: the dropout on the update's input, of x's shape.
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    with torch.autocast(kind, enabled=False):
+        output: torch.Tensor = _LoraLinear.apply(x, weight, bias, a, b, scaling, mask, dtype)
+    return output
+
+
+def reference(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scaling: float,
+    mask: Mask | None = None,
+) -> torch.Tensor:
+    """Compute the same in plain PyTorch."""
+    dropped = x if mask is None else mask.drop(x)
+    return F.linear(x, weight, bias) + F.linear(F.linear(dropped, a.to(x.dtype)), b.to(x.dtype)) * scaling
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scaling: float,
+        mask: Mask | None,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        dropped = rows if mask is None else mask.drop(rows)
+        inner = dropped @ a.to(dtype).T
+        w = weight.to(dtype).T
+        output = rows @ w if bias is None else torch.addmm(bias.to(dtype), rows, w)
+        output.addmm_(inner, b.to(dtype).T, alpha=scaling)
+        # the weight as it is: under autocast its copy in bf16 would be kept for every layer until backward
+        ctx.save_for_backward(rows, inner, weight, a, b)
+        ctx.scaling, ctx.mask, ctx.shape, ctx.dtype = scaling, mask, x.shape, x.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return output.view(*x.shape[:-1], output.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        rows, inner, weight, a, b = ctx.saved_tensors
+        of_x, _, of_bias, of_a, of_b, *_ = ctx.needs_input_grad
+        mask, scaling, dtype = ctx.mask, ctx.scaling, rows.dtype
+        g = gradient.reshape(-1, gradient.shape[-1]).to(dtype)
+        g_inner = (g @ b.to(dtype)).mul_(scaling)
+        factors = None if mask is None else mask.factors(dtype).view_as(rows)
+        g_x = g_bias = g_a = g_b = None
+        if of_a:
+            g_a = (g_inner.T @ (rows if factors is None else rows * factors)).to(a.dtype)
+        if of_b:
+            g_b = (g.T @ inner).mul_(scaling).to(b.dtype)
+        if of_x:
+            g_x = g @ weight.to(dtype)
+            if factors is None:
+                g_x.addmm_(g_inner, a.to(dtype))
+            else:
+                g_x.addcmul_(g_inner @ a.to(dtype), factors)
+            g_x = g_x.view(ctx.shape).to(ctx.dtype)
+        if of_bias:
+            g_bias = g.sum(0).to(ctx.bias_dtype)
+        return g_x, None, g_bias, g_a, g_b, None, None, None

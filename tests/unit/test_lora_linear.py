@@ -1,0 +1,215 @@
+"""The fast LoRA linear: peft's function and gradients, cheap dropout that is dropout, and where it stands aside."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import randomize
+from peft.tuners.lora.layer import Linear as PeftLinear
+from torch.utils.checkpoint import checkpoint
+
+import adapterlab
+from adapterlab.kernels.dropout import byte_dropout
+from adapterlab.kernels.lora_linear import lora_linear, reference
+from adapterlab.kernels.masks import Mask, shared_mask
+
+
+def tensors(*, dtype=torch.float64, rows=(3, 5), bias=True):
+    generator = torch.Generator().manual_seed(0)
+
+    def made(*shape, trained=True):
+        return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_(trained)
+
+    return made(*rows, 8), made(6, 8, trained=False), made(6) if bias else None, made(2, 8), made(6, 2)
+
+
+def gradients(function, inputs, mask):
+    output = function(*inputs, 0.7, mask)
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
+    return output, torch.autograd.grad(output, wanted, upstream)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [(4,), (3, 5), (2, 3, 2)])
+def test_it_is_its_reference(rows, bias, dropout):
+    inputs = tensors(rows=rows, bias=bias)
+    mask = Mask(inputs[0], dropout) if dropout else None
+    for ours, plain in zip(gradients(lora_linear, inputs, mask), gradients(reference, inputs, mask), strict=True):
+        for one, other in zip(ours, plain, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_its_gradients_are_those_of_its_function(dropout):
+    x, weight, bias, a, b = tensors()
+    mask = Mask(x, dropout) if dropout else None
+    assert torch.autograd.gradcheck(
+        lambda x, bias, a, b: lora_linear(x, weight, bias, a, b, 0.7, mask), (x, bias, a, b)
+    )
+
+
+def test_a_second_derivative_is_refused():
+    x, weight, bias, a, b = tensors()
+    (first,) = torch.autograd.grad(lora_linear(x, weight, bias, a, b, 1.0).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def pair(tiny, architecture, **options):
+    """The same model and weights, once as adapterlab runs it and once as peft does."""
+    ours = adapterlab.attach(tiny(architecture).double(), "lora", **options)
+    randomize(ours)
+    theirs = copy.deepcopy(ours)
+    for module in theirs.modules():
+        if isinstance(module, PeftLinear):
+            module.__class__ = PeftLinear
+    for model in (ours, theirs):
+        model.double().train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    return ours, theirs
+
+
+def loss_and_gradients(model, batch):
+    loss = model(**batch).loss
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return loss, dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"layers": [-1]}, {"bias": "all"}, {"use_rslora": True, "r": 3}])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_a_model_trains_as_with_pefts_layers(tiny, batch, architecture, options):
+    ours, theirs = pair(tiny, architecture, **options, dropout=0.0)
+    assert any(type(module) is not PeftLinear and isinstance(module, PeftLinear) for module in ours.modules())
+    (loss, grads), (known, expected) = loss_and_gradients(ours, batch), loss_and_gradients(theirs, batch)
+    torch.testing.assert_close(loss, known, rtol=0, atol=1e-10)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(grads[name], gradient, rtol=0, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_has_the_mean_and_the_variance_of_dropout(p):
+    x = torch.ones(64, 1000)
+    draws = torch.stack([Mask(x, p).drop(x) for _ in range(40)])
+    kept = round(256 * (1 - p)) / 256
+    assert abs(kept - (1 - p)) <= 1 / 512
+    assert draws.mean().item() == pytest.approx(1.0, abs=5e-3)
+    assert draws.var().item() == pytest.approx((1 - kept) / kept, rel=0.02)
+    share_of_places = (draws != 0).float().mean(dim=(0, 1))  # no place is favoured: each has the same chance
+    assert (share_of_places - kept).abs().max() < 6 * (kept * (1 - kept) / (40 * 64)) ** 0.5
+    together = ((draws[:, :, :-1] != 0) & (draws[:, :, 1:] != 0)).float().mean().item()
+    assert together == pytest.approx(kept**2, abs=5e-3), "neighbours are dropped independently"
+
+
+def test_masks_come_from_torchs_generator():
+    x = torch.ones(7, 9)
+    torch.manual_seed(5)
+    first, second = Mask(x, 0.3).keeps(), Mask(x, 0.3).keeps()
+    torch.manual_seed(5)
+    assert torch.equal(Mask(x, 0.3).keeps(), first)
+    assert not torch.equal(first, second)
+    mask = Mask(x, 0.3)
+    assert torch.equal(mask.keeps(), mask.keeps()), "backward draws what forward drew"
+
+
+def test_what_reads_the_same_input_shares_a_mask():
+    x, other = torch.ones(4, 8), torch.ones(4, 8)
+    mask = shared_mask(x, 0.2)
+    assert shared_mask(x, 0.2) is mask
+    assert shared_mask(x, 0.3) is not mask
+    mask = shared_mask(x, 0.2)
+    assert shared_mask(other, 0.2) is not mask
+    mask = shared_mask(x, 0.2)
+    x.add_(1)
+    assert shared_mask(x, 0.2) is not mask, "it isn't the same input any more"
+
+
+def test_dropout_is_the_same_when_a_checkpoint_computes_it_again():
+    x, weight, bias, a, b = tensors()
+
+    def layer(x):
+        return lora_linear(x, weight, bias, a, b, 1.0, shared_mask(x, 0.5))
+
+    results = []
+    for run in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
+        torch.manual_seed(3)
+        results.append(torch.autograd.grad(run(x * 1).square().sum(), (x, a, b)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_dropout_trains_and_rests_in_eval(tiny, batch, logits):
+    model = adapterlab.attach(tiny("bert"), "lora", dropout=0.5)
+    randomize(model)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) and module.p != 0.5:
+            module.p = 0.0
+    torch.manual_seed(0)
+    losses = {model(**batch).loss.item() for _ in range(3)}
+    assert len(losses) == 3
+    assert torch.equal(logits(model), logits(model))
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_under_autocast_and_in_bf16(tiny, batch, stored):
+    model = adapterlab.attach(tiny("bert").to(stored), "lora", dropout=0.1)
+    randomize(model, std=0.05)
+    exact = adapterlab.attach(tiny("bert"), "lora", dropout=0.0)
+    randomize(exact, std=0.05)
+    with torch.autocast("cpu", torch.bfloat16, enabled=stored is torch.float32):
+        loss = model.train()(**batch).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(exact(**batch).loss.item(), abs=0.3)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {p.grad.dtype for p in trained} == {torch.float32}
+    assert all(torch.isfinite(p.grad).all() for p in trained)
+
+
+def test_hooks_on_the_linear_itself_are_heard(tiny, batch):
+    model = adapterlab.attach(tiny("bert"), "lora")
+    heard = []
+    linear = model.bert.encoder.layer[0].attention.self.query.base_layer
+    linear.register_forward_hook(lambda *_: heard.append(1))
+    model.train()(**batch).loss.backward()
+    assert heard == [1]
+
+
+def test_several_at_once_and_linears_that_are_trained_too(tiny, batch):
+    ours = adapterlab.attach(tiny("bert"), "lora", "a", dropout=0.0)
+    adapterlab.attach(ours, "lora", "b", dropout=0.0)
+    randomize(ours)
+    adapterlab.activate(ours, ["a", "b"])
+    ours.eval()(**batch).loss.backward()
+    assert all(p.grad is not None for name, p in ours.named_parameters() if p.requires_grad and "lora_" in name)
+    weight = ours.bert.encoder.layer[1].output.dense.base_layer.weight
+    adapterlab.activate(ours, "a")
+    weight.requires_grad_(True)
+    ours(**batch).loss.backward()
+    assert weight.grad.abs().sum() > 0
+
+
+def test_a_backbones_own_dropout_is_dropout_too(tiny, batch):
+    model = tiny("bert").train()
+    dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    x = torch.ones(64, 1000, requires_grad=True)
+    with byte_dropout(model):
+        torch.manual_seed(0)
+        y = dropouts[0](x)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(gradient, y), "where x is one its gradient is what it became"
+        kept = 230 / 256
+        assert (y != 0).float().mean().item() == pytest.approx(kept, abs=5e-3)
+        assert y.max().item() == pytest.approx(1 / kept)
+        torch.manual_seed(0)
+        first = model(**batch).loss
+        torch.manual_seed(0)
+        assert model(**batch).loss == first
+        model.eval()
+        assert dropouts[0](x) is x
+    assert all(type(module) is torch.nn.Dropout for module in dropouts)
