@@ -101,12 +101,10 @@ def _describe_task(name: str, task: type[Task]) -> None:
     if task.Options.model_fields:
         console.print()
         console.print(options)
-    kinds = {getattr(kind, "type", "") for kind in task.__mro__}
     metrics = Table("metric", "what it is", box=None, pad_edge=False, header_style="bold")
-    for metric, spec in METRICS:
-        if kinds & {*spec.tasks}:
-            chosen = " [dim](by default)[/dim]" if metric in task.default_metrics else ""
-            metrics.add_row(f"[cyan]{metric}[/cyan]{chosen}", escape(spec.summary))
+    for metric in task.suited_metrics():
+        chosen = " [dim](by default)[/dim]" if metric in task.default_metrics else ""
+        metrics.add_row(f"[cyan]{metric}[/cyan]{chosen}", escape(METRICS.get(metric).summary))
     console.print()
     console.print(metrics)
     console.print(f"\n[dim]Columns go under data.columns, options under task:, beside type: {name}.[/dim]")
