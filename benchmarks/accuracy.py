@@ -209,15 +209,15 @@ def table(results: list[dict], data: str) -> str:
     mean = {row: statistics.mean(r["accuracy"] for r in runs) for row, runs in found.items() if runs}
     best = max((value for row, value in mean.items() if row.startswith("full")), default=float("nan"))
     lines = [
-        f"{data}: | row | trained | seeds | accuracy, mean ± std | against full | seconds |",
+        f"\n{data}\n\n| row | trained | seeds | accuracy, mean ± std | against full | seconds |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for row, value in mean.items():
         scores = [100 * r["accuracy"] for r in found[row]]
-        spread = statistics.stdev(scores) if len(scores) > 1 else float("nan")
+        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
         seconds = statistics.median(r["seconds"] for r in found[row])
         lines.append(
-            f"| {row} | {found[row][0]['trained']:,} | {len(scores)} | {100 * value:.2f} ± {spread:.2f} "
+            f"| {row} | {found[row][0]['trained']:,} | {len(scores)} | {100 * value:.2f}{spread} "
             f"| {100 * (value - best):+.2f} | {seconds:.0f} |"
         )
     return "\n".join(lines)
