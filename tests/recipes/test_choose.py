@@ -10,7 +10,9 @@ import adapterlab
 from adapterlab.predicting import Predictor, evaluate
 
 RECIPES = ["choose/lora-bert"]
-SHORT = ["optim.max_steps=4", "optim.batch_size=4", "log.plot=false", "data.max_length=48"]
+SHORT = [
+    "optim.max_steps=4", "optim.batch_size=4", "optim.precision=fp32", "log.plot=false", "data.max_length=48",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def test_recipe_runs(method, model, tmp_path):
     assert set(result.baselines) == {"chance"}
     assert 1 / 4 < result.baselines["chance"]["accuracy"] < 1 / 3, "rows have three or four choices"
     measured = evaluate(run)
-    assert measured == {"rows": 21, "accuracy": pytest.approx(result.metrics["accuracy"], abs=0.1)}
+    assert measured == {"rows": 21, "accuracy": pytest.approx(result.metrics["accuracy"])}
     together = list(Predictor(run / "adapter").predict(rows, batch_size=16))
     alone = Predictor(run).predict(rows[:8], batch_size=1)
     for row, answer, same in zip(rows, together, alone, strict=False):

@@ -155,7 +155,7 @@ def test_max_length_never_exceeds_the_tokenizers(tokenizer):
     task = fitted("neg", "pos")
     encoded = task.encode(Dataset.from_dict({"text": ["word " * 900]}), tokenizer, 4096)
     assert len(encoded["input_ids"][0]) == 512
-    assert any("more than the tokenizer's 512" in note for note in task.notes)
+    assert any("more than the backbone's 512 tokens" in note for note in task.notes)
 
 
 def test_collator_pads_to_the_longest_of_the_batch(tokenizer):
