@@ -47,7 +47,7 @@ def shard(model):
     fully_shard(model, mesh=mesh)
 
 for case in CASES:
-    losses = torch.tensor(train(case, Path("."), "two", shard, slice(2 * rank, 2 * rank + 2)))
+    losses = torch.tensor(train(case, Path.cwd(), "two", shard, slice(2 * rank, 2 * rank + 2)))
     distributed.all_reduce(losses)
     if rank == 0:
         Path(f"two-{case}.json").write_text(json.dumps((losses / 2).tolist()))
@@ -104,7 +104,7 @@ def trained(folder, tiny, batch):
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_that_hold_half_of_everything_learn_what_one_does(case, trained):
     losses = train(case, trained, "one")
-    assert losses[-1] < losses[0] - 0.1
+    assert losses[-1] < losses[0] - 0.05
     assert json.loads((trained / f"two-{case}.json").read_text()) == pytest.approx(losses, rel=1e-4)
     one, two = (load_file(trained / f"{where}-{case}" / "adapter_model.safetensors") for where in ("one", "two"))
     assert {key: t.shape for key, t in two.items()} == {key: t.shape for key, t in one.items()}
