@@ -33,10 +33,10 @@ def see(self, args, state, control, model=None, **_):
     assert held < 0.6 * sum(p.numel() for p in model.parameters()), "half of it, and what can't be halved"
 
 AcceleratorState.__init__ = on_cpu_too
-Narrator.on_epoch_begin = see
-adapterlab.run("lora.yaml", "run.dir=two/lora", "optim.batch_size=4", "optim.max_steps=3")
-adapterlab.run("lora.yaml", "run.dir=two/lora", "optim.batch_size=4", resume="auto")
-adapterlab.run("adalora.yaml", "run.dir=two/adalora", "optim.batch_size=4")
+Narrator.on_train_begin = see
+adapterlab.run("lora.yaml", "run.dir=two/lora", "optim.batch_size=24", "optim.max_steps=3")
+adapterlab.run("lora.yaml", "run.dir=two/lora", "optim.batch_size=24", resume="auto")
+adapterlab.run("adalora.yaml", "run.dir=two/adalora", "optim.batch_size=24")
 """
 ADAPTERS = {
     "lora": {"method": "lora", "r": 4, "dropout": 0.0},
@@ -55,7 +55,8 @@ def ran(tmp_path_factory):
     recipe["model"]["name"] = str(folder / "model")
     recipe["data"] |= {"train": str(folder / "train.csv"), "eval": 0.25}
     del recipe["data"]["test"]
-    recipe["optim"] = {"lr": 1e-2, "batch_size": 8, "max_steps": 6, "schedule": "constant", "precision": "fp32"}
+    # all rows in each step: two processes draw them in another order
+    recipe["optim"] = {"lr": 1e-2, "batch_size": 48, "max_steps": 6, "schedule": "constant", "precision": "fp32"}
     recipe |= {"eval": {"every": 3, "best": "loss"}, "log": {"plot": False}}
     for name, adapter in ADAPTERS.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({**recipe, "adapter": adapter}))
