@@ -6,6 +6,7 @@ enters together: they gather the parts from one another.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -84,6 +85,20 @@ def reshard(model: nn.Module) -> None:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+def load_everywhere() -> None:
+    """Have each process load the backbone's weights, not the first one alone, which is accelerate's default for FSDP.
+
+    An adapter starts from them, and what it is compared with is the head as it was.
+    """
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+
+
+def shard_by_layer(model: Any) -> None:
+    """Have accelerate share out layer by layer; by itself it takes BERT's embeddings twice, and fails."""
+    layers = need_guests(model).backbone.layers
+    model._no_split_modules = {type(model.get_submodule(path)).__name__ for path in layers}
 
 
 def joins(model: nn.Module, writes: bool) -> bool:
