@@ -121,7 +121,7 @@ def _shards(model: nn.Module) -> dict[str, tuple[nn.Module, str, Any]]:
     paths: dict[str, None] = {}
     for guest in need_guests(model).adapters.values():
         paths |= dict.fromkeys([*guest.trained(model), *guest.method.training_state(model, guest.name)])
-    found = {}
+    found: dict[str, tuple[nn.Module, str, Any]] = {}
     for path in paths:
         owner, _, key = path.rpartition(".")
         parameter = model.get_submodule(owner)._parameters.get(key)

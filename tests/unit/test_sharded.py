@@ -32,9 +32,10 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 import torch
+from adapterlab.errors import AdapterError
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 sys.path.insert(0, sys.argv[1])
 from test_sharded import CASES, train
 
@@ -46,11 +47,19 @@ def shard(model):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
+def flatten(model):
+    owner = model.base_model
+    owner.encoder = FullyShardedDataParallel(owner.encoder, use_orig_params=True, device_id=torch.device("cpu"))
+
 for case in CASES:
     losses = torch.tensor(train(case, Path.cwd(), "two", shard, slice(2 * rank, 2 * rank + 2)))
     distributed.all_reduce(losses)
     if rank == 0:
         Path(f"two-{case}.json").write_text(json.dumps((losses / 2).tolist()))
+try:
+    train("bert-lora", Path.cwd(), "old", flatten)
+except AdapterError as error:
+    Path(f"old-{rank}.txt").write_text(str(error))
 distributed.barrier()
 distributed.destroy_process_group()
 """
@@ -113,3 +122,9 @@ def test_two_processes_that_hold_half_of_everything_learn_what_one_does(case, tr
     for file in ("adapter_config.json", "adapterlab.json"):
         one, two = (json.loads((trained / f"{where}-{case}" / file).read_text()) for where in ("one", "two"))
         assert two == one
+
+
+def test_the_older_way_of_sharding_is_refused(trained):
+    for rank in (0, 1):
+        assert "Take FSDP 2: torch.distributed.fsdp.fully_shard" in (trained / f"old-{rank}.txt").read_text()
+    assert not (trained / "old-bert-lora").exists()
