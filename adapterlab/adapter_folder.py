@@ -13,12 +13,13 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import distributed, nn
 
 from adapterlab import __version__, token_files
 from adapterlab.errors import AdapterFolderError
 from adapterlab.guests import Guest, Guests, need_guests
 from adapterlab.heads import labels_of
+from adapterlab.sharding import is_sharded, whole
 
 CONFIG, WEIGHTS, EXTRA = "adapter_config.json", "adapter_model.safetensors", "adapterlab.json"
 FORMAT = 1  # of adapterlab.json
@@ -78,6 +79,8 @@ class AdapterFiles:
 def save(model: nn.Module, folder: str | Path, name: str | None = None) -> Path:
     """Write one adapter, its head and labels as a PEFT folder that plain peft can load; safetensors only.
 
+    Where a model is sharded among processes (FSDP), all of them call this, and the first one writes.
+
     Args:
         model: a model with an adapter.
         folder: made if missing; other files in it stay.
@@ -92,20 +95,24 @@ def save(model: nn.Module, folder: str | Path, name: str | None = None) -> Path:
     """
     guests = need_guests(model)
     guest = guests.pick(name, "save")
-    tensors = adapter_tensors(model, guest)
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise AdapterFolderError(f"'{folder}' is a file; give a folder to save the adapter in.")
+    with whole(model):
+        prefix = guest.method.key_prefix
+        bare = (*BARE, "base_model.")  # the latter: what all of a peft tuner's layers share
+        tensors = adapter_tensors(model, guest)
+        # clones: a head may hold one tensor under two names, which a file can't
+        prefixed = {k if k.startswith(bare) else prefix + k: t.cpu().clone().contiguous() for k, t in tensors.items()}
+        fields = peft_fields(model, guests, guest)
+    if is_sharded(model) and distributed.get_rank():
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".tmp-adapter-", dir=folder))
     try:
-        prefix = guest.method.key_prefix
-        bare = (*BARE, "base_model.")  # the latter: what all of a peft tuner's layers share
-        # clones: a head may hold one tensor under two names, which a file can't
-        prefixed = {k if k.startswith(bare) else prefix + k: t.cpu().clone().contiguous() for k, t in tensors.items()}
         save_file(prefixed, staging / WEIGHTS, metadata={"format": "pt"})
         _write_json(staging / EXTRA, _extra(model, guests, guest))
-        _write_json(staging / CONFIG, peft_fields(model, guests, guest))
+        _write_json(staging / CONFIG, fields)
         umask = os.umask(0)
         os.umask(umask)
         for file in (WEIGHTS, EXTRA, CONFIG):  # the config last: a folder with one is whole
@@ -189,7 +196,7 @@ def _extra(model: nn.Module, guests: Guests, guest: Guest) -> dict[str, Any]:
         "adapterlab": __version__,
         "method": guest.method_name,
         "options": guest.config.model_dump(mode="json"),
-        "architecture": type(model).__name__,
+        "architecture": type(model).__name__.removeprefix("FSDP"),  # which torch puts before it
         "fingerprint": guests.fingerprint,
         "heads": sorted(guest.heads),
         "labels": {str(index): label for index, label in labels.items()} if guest.heads else {},

@@ -20,6 +20,7 @@ from adapterlab.errors import AdapterError, BackboneError, ConfigError
 from adapterlab.fingerprint import fingerprint
 from adapterlab.guests import Guest, Guests, guests_of, keep_guests, need_guests
 from adapterlab.heads import adopt_heads, check_apart, labels_of, place_heads, read_labels
+from adapterlab.sharding import reshard
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -264,6 +265,7 @@ def _switch(model: nn.Module, guests: Guests, names: list[str]) -> None:
         heading.labels = labels_of(model)
         heading.problem_type = getattr(model.config, "problem_type", None)
     guests.active = list(names)
+    reshard(model)  # what is trained is noted on the parts, which stay
     for method in {guest.method for guest in guests.adapters.values()}:
         method.activate(model, [name for name in names if guests.adapters[name].method is method])
     place_heads(model, guests, guests.heading())

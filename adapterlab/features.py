@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from adapterlab.sharding import callable_inside
+
 
 def frozen_features(model: Any, rows: Any, collate: Callable[..., Any], batch_size: int = 64) -> Any:
     """Return a (rows, hidden) array: the masked mean of the base model's last hidden states.
@@ -28,7 +30,7 @@ def frozen_features(model: Any, rows: Any, collate: Callable[..., Any], batch_si
             chosen = order[start : start + batch_size]
             batch = collate([rows[int(index)] for index in chosen])
             batch = {key: tensor.to(device) for key, tensor in batch.items() if key != "labels"}
-            with torch.inference_mode():
+            with callable_inside(model), torch.inference_mode():
                 hidden = model.base_model(**batch).last_hidden_state.float()
             mask = batch["attention_mask"].unsqueeze(-1).float()
             mean = ((hidden * mask).sum(1) / mask.sum(1)).cpu().numpy()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from adapterlab.backbones import Backbone
 
@@ -31,7 +31,7 @@ def fingerprint(model: nn.Module, backbone: Backbone) -> dict[str, Any] | None:
     samples, scales, shapes = [], [], []
     dtype = ""
     for path, tensor in _tensors(model, backbone):
-        if tensor.is_meta or not tensor.numel():
+        if tensor.is_meta or not tensor.numel() or _is_part(tensor):
             return None
         if not tensor.is_floating_point():
             continue
@@ -54,6 +54,14 @@ def fingerprint(model: nn.Module, backbone: Backbone) -> dict[str, Any] | None:
         "digest": hashlib.sha256("\n".join(shapes).encode() + numbers).hexdigest(),
         "scales": [float(f"{scale:.6g}") for scale in torch.stack(scales)[::every][:_SCALES].tolist()],
     }
+
+
+def _is_part(tensor: torch.Tensor) -> bool:
+    if not distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -25,6 +25,7 @@ from adapterlab.kernels.dropout import byte_dropout
 from adapterlab.preparing import Prepared, announce, prepare
 from adapterlab.pretrained import quiet
 from adapterlab.recipe import Recipe, dump_recipe, load_recipe
+from adapterlab.sharding import joins, whole
 from adapterlab.tasks import Predictions, ReportTable
 from adapterlab.training.callbacks import Narrator, read_metrics
 from adapterlab.training.evidence import RunEvidence
@@ -133,17 +134,19 @@ def _train_and_report(
     need_guests(model).adapters["default"].about["task"] = task.state()
     split = "test" if "test" in prepared.rows else "eval"
     seen = Predictions(trainer.outputs(prepared.rows[split]), prepared.rows[split], prepared.splits.named[split])
-    if trainer.is_world_process_zero():
+    if joins(model, trainer.is_world_process_zero()):
         save(model, folder.adapter)
     with console.status("measuring what it has to beat"):
         evidence = RunEvidence(
             task, trainer, prepared.tokenizer, prepared.splits, prepared.rows, split, recipe.run.seed, prepared.plain
         )
         baselines = task.baselines(evidence)
+    guest = need_guests(model).adapters["default"]
+    with whole(model):
+        became = guest.method.report(model, guest.name, guest.config)
     if not trainer.is_world_process_zero():
         return None
-    guest = need_guests(model).adapters["default"]
-    if became := guest.method.report(model, guest.name, guest.config):
+    if became:
         prepared.notes.append(became)
     prepared.notes += task.notes[told:]
     result = RunResult(

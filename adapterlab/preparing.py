@@ -20,6 +20,7 @@ from adapterlab.guests import need_guests
 from adapterlab.new_tokens import pieces
 from adapterlab.pretrained import limit_length, load_backbone, load_tokenizer, portable_address
 from adapterlab.recipe import Recipe
+from adapterlab.sharding import load_everywhere, shard_by_layer
 from adapterlab.tasks import Task
 from adapterlab.trainer_hooks import set_total_step
 from adapterlab.training import precision
@@ -62,6 +63,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     transformers.set_seed(recipe.run.seed, deterministic=recipe.run.deterministic)
     with console.status(f"loading {recipe.model.name}"):
         tokenizer = load_tokenizer(recipe.model.name)
+        load_everywhere()
         model, fresh = load_backbone(recipe.model.name, task.auto_class, tokenizer, **task.model_kwargs())
         links = lay(model, tokenizer, recipe.model.adapters)
         task.begin(model)
@@ -81,6 +83,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     if links:
         about["adapters"] = links
     need_guests(model).adapters["default"].about = about
+    shard_by_layer(model)
     task.prepare(model, tokenizer)
     for reader in (tokenizer, untouched):
         limit_length(reader, model)

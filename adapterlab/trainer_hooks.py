@@ -23,6 +23,7 @@ from adapterlab import token_rows
 from adapterlab.adapter_folder import save
 from adapterlab.errors import AdapterError, ConfigError
 from adapterlab.guests import Guest, guests_of, need_guests
+from adapterlab.sharding import is_sharded, joins, whole
 
 # models that ran forward in training mode while they had adapters
 _in_training: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -48,8 +49,9 @@ def begin_training(model: nn.Module, total_step: int, done: int = 0) -> None:
     """The same, for a run that may have done some of its steps before it was stopped."""
     guests = need_guests(model)
     trained = [guests.adapters[name] for name in guests.active if not guests.adapters[name].frozen]
-    for guest in trained:
-        guest.method.on_train_begin(model, guest.name, guest.config, total_step, done)
+    with whole(model):
+        for guest in trained:
+            guest.method.on_train_begin(model, guest.name, guest.config, total_step, done)
 
 
 def install(model: nn.Module) -> None:
@@ -82,20 +84,27 @@ def training_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_pretrained(
-    model: Any, save_directory: str | Path, is_main_process: bool = True, push_to_hub: bool = False, **_: Any
+    model: Any,
+    save_directory: str | Path,
+    is_main_process: bool = True,
+    state_dict: Any = None,
+    push_to_hub: bool = False,
+    **_: Any,
 ) -> None:
     """Stand in for a model's own `save_pretrained` while it has adapters: write the active one's folder.
 
-    Several active adapters go to one sub-folder each.
+    Several active adapters go to one sub-folder each. Of a sharded model a Trainer's first process has a whole
+    `state_dict`, and calls alone; without one, all processes do.
     """
     if push_to_hub:
         raise AdapterError("save_pretrained(push_to_hub=True) would push a backbone; upload the saved folder.")
-    if not is_main_process:
+    if not (is_main_process if state_dict else joins(model, is_main_process)):
         return
     guests = need_guests(model)
     active = [name for name in guests.active or guests.adapters if not guests.adapters[name].frozen]
-    for name in active:
-        save(model, save_directory if len(active) == 1 else Path(save_directory) / name, name)
+    with whole(model, state_dict or None):
+        for name in active:
+            save(model, save_directory if len(active) == 1 else Path(save_directory) / name, name)
 
 
 class AdapterCallback(TrainerCallback):
@@ -110,14 +119,20 @@ class AdapterCallback(TrainerCallback):
         """Let scheduled methods finish what an early end, or an early best state, left undone."""
         if guests_of(model) is not None:
             guests = need_guests(model)
-            for guest in [guests.adapters[name] for name in guests.active if not guests.adapters[name].frozen]:
-                guest.method.on_train_end(model, guest.name, guest.config)
+            with whole(model, change=True):
+                for guest in [guests.adapters[name] for name in guests.active if not guests.adapters[name].frozen]:
+                    guest.method.on_train_end(model, guest.name, guest.config)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Put the training state where the Trainer looks for weights when it resumes or loads the best model."""
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if guests_of(model) is not None and state.is_world_process_zero and checkpoint.is_dir():
+        if guests_of(model) is None or not checkpoint.is_dir() or not joins(model, state.is_world_process_zero):
+            return
+        if is_sharded(model):
+            save_pretrained(model, checkpoint)  # a Trainer leaves it out where the state dict shall stay sharded
+        with whole(model):
             tensors = {path: tensor.cpu().clone().contiguous() for path, tensor in training_state(model).items()}
+        if state.is_world_process_zero:
             save_file(tensors, checkpoint / TRAINING_STATE, metadata={"format": "pt"})
 
 
@@ -137,12 +152,14 @@ class _ForgiveMissingBackbone:
 
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     for model, guest in _trained_by(optimizer):
-        guest.method.before_step(model, guest.name, guest.config)
+        with whole(model, change=True):
+            guest.method.before_step(model, guest.name, guest.config)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     for model, guest in _trained_by(optimizer):
-        guest.method.on_train_step(model, guest.name, guest.config)
+        with whole(model, change=True):
+            guest.method.on_train_step(model, guest.name, guest.config)
 
 
 def _trained_by(optimizer: torch.optim.Optimizer) -> Iterator[tuple[nn.Module, Guest]]:

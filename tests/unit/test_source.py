@@ -20,7 +20,7 @@ FLOORS = [
     ["addresses", "anatomies", "backbones", "environment", "kernels"],
     ["adapters", "fingerprint", "token_rows", "token_files", "new_tokens"],
     ["guests"],
-    ["heads"],
+    ["heads", "sharding"],
     ["adapter_folder"],
     ["trainer_hooks"],
     ["attaching"],
