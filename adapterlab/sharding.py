@@ -96,7 +96,17 @@ def load_everywhere() -> None:
 
 
 def shard_by_layer(model: Any) -> None:
-    """Have accelerate share out layer by layer; by itself it takes BERT's embeddings twice, and fails."""
+    """Have accelerate share out layer by layer; by itself it takes BERT's embeddings twice, and fails.
+
+    Raises:
+        AdapterError: FSDP is on, and an adapter's method can't be shared out.
+    """
+    unshared = [guest for guest in need_guests(model).adapters.values() if not guest.method.shards]
+    if unshared and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise AdapterError(
+            f"adapter '{unshared[0].name}' ({unshared[0].method_name}) can't be trained under FSDP, which would share "
+            "out its parameters. Launch without --use_fsdp (each process then holds the whole), or take another method."
+        )
     layers = need_guests(model).backbone.layers
     model._no_split_modules = {type(model.get_submodule(path)).__name__ for path in layers}
 

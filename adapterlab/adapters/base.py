@@ -45,6 +45,7 @@ class Method(ABC):
     rewires_layers: ClassVar[bool] = True  # whether it hooks into layers, so that they can't be trained in full as well
     key_prefix: ClassVar[str] = "base_model.model."  # what peft puts before a path in the file
     merges: ClassVar[bool] = False  # whether `merge` can fold an adapter into the backbone's weights
+    shards: ClassVar[bool] = True  # whether it works where FSDP shares out its parameters among processes
     name: str = ""  # set by the registry
 
     @abstractmethod

@@ -40,6 +40,7 @@ class FullMethod(Method):
     peft_type = "FULL"
     marker = _COPIES
     merges = True
+    shards = False  # a module would go on with the copy that it was given, not the part of it
 
     def inject(self, model: nn.Module, backbone: Backbone, name: str, config: FullConfig) -> None:
         """Give each module a copy of its own weights."""

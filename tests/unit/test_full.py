@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import randomize
 from safetensors.torch import load_file
+from tiny_workshop import furnish
 
 import adapterlab
 
@@ -138,3 +139,11 @@ def test_it_brings_new_tokens(tiny, tmp_path):
     torch.testing.assert_close(again(**batch).logits, output)
     adapterlab.merge(model)
     torch.testing.assert_close(model(**batch).logits, output, rtol=0, atol=1e-5)
+
+
+def test_fsdp_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(furnish(tmp_path))
+    assert adapterlab.run("tiny.yaml", "adapter={method: full}", dry_run=True) is None
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(adapterlab.AdapterLabError, match=r"\(full\) can't be trained under FSDP"):
+        adapterlab.run("tiny.yaml", "adapter={method: full}", dry_run=True)
