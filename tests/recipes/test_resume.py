@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import CONFIGS
+from launching import launch_two
 from safetensors.torch import load_file
 
 import adapterlab
@@ -132,17 +130,9 @@ def test_two_processes_learn_what_one_learns(workshop, tmp_path, accumulate):
     recipe = {**workshop, "adapter": {"method": "adalora", "dropout": 0.0}}
     recipe["optim"] = {**recipe["optim"], "accumulate": accumulate, "epochs": 2}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-        "-m", "adapterlab", "train", "small.yaml", "optim.batch_size=4",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Results on eval") == 1
-    assert "on 2 processes" in done.stderr
+    said = launch_two(tmp_path, "-m", "adapterlab", "train", "small.yaml", "optim.batch_size=4")
+    assert said.count("Results on eval") == 1
+    assert "on 2 processes" in said
     adapterlab.run(recipe, f"run.dir={tmp_path / 'one'}")
     histories = [
         [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
+from launching import launch_two
 from safetensors.torch import load_file
 from tiny_workshop import furnish
 
@@ -61,16 +59,8 @@ def ran(tmp_path_factory):
     for name, adapter in ADAPTERS.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({**recipe, "adapter": adapter}))
     (folder / "program.py").write_text(PROGRAM)
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2",
-        "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--fsdp_state_dict_type", "FULL_STATE_DICT",
-        "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-        "--main_process_port", "0", "program.py",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    how = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP")
+    launch_two(folder, "program.py", how=(*how, "--fsdp_state_dict_type", "FULL_STATE_DICT"))
     return folder
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import yaml
 from language_workshop import language_recipes
+from launching import launch_two
 
 import adapterlab
 from adapterlab.predicting import evaluate
@@ -32,15 +30,7 @@ def ran(tmp_path_factory):
     for name, recipe in language_recipes(folder).items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "all.py").write_text(SCRIPT)
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-        "all.py", *NAMES,
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    launch_two(folder, "all.py", *NAMES)
     return folder
 
 
