@@ -89,18 +89,18 @@ class _LoraLinear(torch.autograd.Function):
         mask, scaling, dtype = ctx.mask, ctx.scaling, rows.dtype
         g = gradient.reshape(-1, gradient.shape[-1]).to(dtype)
         g_inner = (g @ b.to(dtype)).mul_(scaling)
-        factors = None if mask is None else mask.factors(dtype).view_as(rows)
+        keeps = None if mask is None else mask.keeps().view_as(rows)
         g_x = g_bias = g_a = g_b = None
         if of_a:
-            g_a = (g_inner.T @ (rows if factors is None else rows * factors)).to(a.dtype)
+            g_a = (g_inner.T @ (rows if keeps is None else (rows * keeps).mul_(mask.scale))).to(a.dtype)
         if of_b:
             g_b = (g.T @ inner).mul_(scaling).to(b.dtype)
         if of_x:
             g_x = g @ weight.to(dtype)
-            if factors is None:
+            if keeps is None:
                 g_x.addmm_(g_inner, a.to(dtype))
             else:
-                g_x.addcmul_(g_inner @ a.to(dtype), factors)
+                g_x.add_((g_inner @ a.to(dtype)).mul_(keeps), alpha=mask.scale)
             g_x = g_x.view(ctx.shape).to(ctx.dtype)
         if of_bias:
             g_bias = g.sum(0).to(ctx.bias_dtype)

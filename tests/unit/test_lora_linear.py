@@ -93,6 +93,14 @@ def test_a_model_trains_as_with_pefts_layers(tiny, batch, architecture, options)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
+def test_in_bf16_too_the_scale_is_exact_on_average(p):
+    x = torch.rand(400, 1000, generator=torch.Generator().manual_seed(2)).bfloat16() + 1
+    mask = Mask(x, p)
+    kept = mask.keeps()
+    assert (mask.drop(x)[kept].float() / x[kept].float()).mean().item() == pytest.approx(mask.scale, rel=3e-4)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
 def test_dropout_has_the_mean_and_the_variance_of_dropout(p):
     x = torch.ones(64, 1000)
     draws = torch.stack([Mask(x, p).drop(x) for _ in range(40)])
