@@ -21,7 +21,6 @@ from adapterlab.adapter_folder import save
 from adapterlab.data.statistics import as_tables, describe
 from adapterlab.environment import describe_environment
 from adapterlab.guests import need_guests
-from adapterlab.kernels.dropout import byte_dropout
 from adapterlab.preparing import Prepared, announce, prepare
 from adapterlab.pretrained import quiet
 from adapterlab.recipe import Recipe, dump_recipe, load_recipe
@@ -122,7 +121,7 @@ def _train_and_report(
     pace = Pace()
     trainer.add_callback(pace)
     started = time.perf_counter()
-    with narrator, byte_dropout(model):
+    with narrator:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     told = len(task.notes)

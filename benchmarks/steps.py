@@ -14,8 +14,7 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import peft
@@ -23,7 +22,6 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import adapterlab
-from adapterlab.kernels.dropout import byte_dropout
 
 QV = ["query", "value"]
 LINEARS = r".*encoder\.layer.*(query|key|value|dense)"  # adapterlab's all-linear, in peft's words
@@ -43,17 +41,6 @@ def models(base: torch.nn.Module, row: str) -> dict[str, torch.nn.Module]:
         parameter.requires_grad_(name.startswith("classifier"))
     floor.bert.embeddings.register_forward_hook(lambda module, args, output: output.detach().requires_grad_())
     return {"floor": floor.train(), "ours": ours.train(), "peft": theirs.train()}
-
-
-@contextmanager
-def around(name: str, model: torch.nn.Module, bf16: bool) -> Iterator[None]:
-    """Give a step the surroundings that its trainer would: ours draws the backbone's dropout masks as bytes."""
-    with ExitStack() as stack:
-        if name == "ours":
-            stack.enter_context(byte_dropout(model))
-        if bf16:
-            stack.enter_context(torch.autocast("cpu", torch.bfloat16))
-        yield
 
 
 def kept(step: Callable[[], Any], model: torch.nn.Module) -> int:
@@ -81,14 +68,13 @@ def measure(row: str, base: torch.nn.Module, batch: dict[str, torch.Tensor], rou
     if row == "memory":
         found = {}
         for name, model in contenders.items():
-            with around(name, model, bf16=False):
-                found[name] = kept(lambda model=model: model(**batch), model) / 2**20  # type: ignore[misc]
+            found[name] = kept(lambda model=model: model(**batch), model) / 2**20  # type: ignore[misc]
         unit = "MB"
     else:
         times: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(rounds + 1):
             for name, model in contenders.items():
-                with around(name, model, bf16):
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                     begun = time.perf_counter()
                     model(**batch).loss.backward()
                     taken = time.perf_counter() - begun
