@@ -44,8 +44,7 @@ class Classification(LabelledTask):
     def fit(self, splits: Splits) -> None:
         """Take the class names from train, unless they are given; refuse labels that train never saw."""
         super().fit(splits)
-        counts, rows = Counter(splits.train["label"]), len(splits.train)
-        self.learn_labels(counts, rows)
+        counts, rows = self.learn_labels([[label] for label in splits.train["label"]]), len(splits.train)
         for name, split in splits.named.items():
             self.check_labels(split, name)
         self.note(tell(self, counts, rows))

@@ -15,6 +15,7 @@ from adapterlab.tasks.sentence import SentenceTask
 from adapterlab.tasks.settings import TaskOptions
 
 MANY = 20  # from so many classes on, a class for every other row is no class
+_STRAY = 0.01  # of the rows at most: more of them are a class
 _SHOWN = 6  # so many class names at most in a message
 
 
@@ -48,13 +49,18 @@ class LabelledTask(SentenceTask):
 
     Options = WeightedOptions
 
-    def learn_labels(self, counts: Counter[str], rows: int) -> None:
-        """Take the class names from those found in train, unless they are given; and check the weights' names.
+    def learn_labels(self, given: Sequence[Sequence[str]]) -> Counter[str]:
+        """Take the class names from train, unless they are named; check the weights'; return how many rows each has.
+
+        Args:
+            given: the labels of each row of train.
 
         Raises:
-            DataError: they are too few, or too many to be classes.
+            DataError: they are too few or too many to be classes, or a few are numbers where the others are names.
             ConfigError: class_weights names a label that there isn't.
         """
+        # as a set: data.label_map may make two labels of a row one
+        counts, rows = Counter(label for labels in given for label in set(labels)), len(given)
         if len(counts) < 2:
             found = f"only one class, '{next(iter(counts))}'," if counts else "no label"
             raise DataError(
@@ -69,6 +75,8 @@ class LabelledTask(SentenceTask):
         if self._labels_from == "train":
             named = self.column_names.get("label")
             self.labels = list(named) if isinstance(named, list) else sorted(counts, key=_by_number)
+            if not isinstance(named, list):
+                self._refuse_odd(counts, given)
         weights = self.options.class_weights
         strangers = [label for label in weights if label not in self.labels] if isinstance(weights, dict) else []
         if strangers:
@@ -81,6 +89,22 @@ class LabelledTask(SentenceTask):
             )
         if unused := [label for label in self.labels if label not in counts]:
             self.note(f"train has no row of {some(unused)}: the model can't learn what nobody shows it.")
+        return counts
+
+    def _refuse_odd(self, counts: Counter[str], given: Sequence[Sequence[str]]) -> None:
+        """Refuse a stray number among names, or a stray name among numbers: a slip, unless the recipe names it."""
+        numbers = {label for label in counts if _by_number(label)[0] == 0}
+        odd = min(numbers, counts.keys() - numbers, key=lambda kind: sum(counts[label] for label in kind))
+        rows = [row for row, labels in enumerate(given) if not odd.isdisjoint(labels)]
+        if not 0 < len(rows) <= max(1, _STRAY * len(given)):
+            return
+        kind, others = ("number", "names") if odd <= numbers else ("name", "numbers")
+        raise DataError(
+            f"train has {some(sorted(odd))} among its labels ({len(rows):,} of {len(given):,} rows: "
+            f"{self.locator('train')(rows)}): a {kind}, where the other labels are {others} "
+            f"({some([label for label in self.labels if label not in odd])}). "
+            "Mend those rows or leave them out, or name all classes in data.labels if that is one."
+        )
 
     def keep_weights(self, weights: Mapping[str, float]) -> None:
         """Keep what each class weighs in the loss."""

@@ -70,8 +70,7 @@ class Multilabel(LabelledTask):
         """Take the class names from train, unless they are given; refuse labels that train never saw."""
         super().fit(splits)
         rows, given = len(splits.train), list(splits.train["label"])
-        counts = Counter(label for labels in given for label in set(labels))  # data.label_map may make two one
-        self.learn_labels(counts, rows)
+        counts = self.learn_labels(given)
         for name, split in splits.named.items():
             self.check_labels(split, name)
         none = sum(not labels for labels in given)

@@ -109,6 +109,17 @@ def test_a_label_that_train_never_saw_is_named_with_its_split():
     )
 
 
+def test_a_stray_number_among_names_is_a_slip_unless_the_recipe_names_it():
+    with pytest.raises(
+        DataError, match=r"'5' among its labels \(1 of 5 rows: row 3\): a number, where .* are names \('neg', 'pos'\)"
+    ):
+        fitted("pos", "neg", "5", "pos", "neg")
+    with pytest.raises(DataError, match=r"'none' among its labels .* a name, where the other labels are numbers"):
+        fitted("1", "2", "none", "1", "2")
+    assert fitted("pos", "neg", "5", "pos", "neg", labels=["neg", "pos", "5"]).labels == ["neg", "pos", "5"]
+    assert fitted("1", "2", "none", "1", "none").labels == ["1", "2", "none"], "two rows in five are no slip"
+
+
 def test_labels_outside_the_given_list_are_refused_and_unused_ones_noted():
     with pytest.raises(DataError, match=r"train holds labels that data.labels doesn't have: 'mixed'.*Add them"):
         fitted("pos", "neg", "mixed", labels=["neg", "pos"])
