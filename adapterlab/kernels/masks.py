@@ -24,22 +24,51 @@ class Mask:
         self.seed = int(torch.randint(2**62, ()))
         self.scale = _ALL / self.kept if self.kept else 0.0
 
-    def keeps(self) -> torch.Tensor:
-        """Return which elements stay, as booleans."""
-        count = self.shape.numel()
-        generator = torch.Generator(self.device).manual_seed(self.seed)
-        # eight bytes a draw; without bounds `random_` leaves out the sign bit, and every eighth byte would be small
-        words = torch.empty((count + 7) // 8, dtype=torch.int64, device=self.device)
-        words.random_(-(2**63), None, generator=generator)
-        return (words.view(torch.uint8)[:count] < self.kept).view(self.shape)
+    def values(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return 1 where an element stays and 0 where it doesn't: (rows, size)."""
+        drawn = _drawn(self)
+        if drawn.values is None or drawn.values.dtype != dtype:
+            count = self.shape.numel()
+            generator = torch.Generator(self.device).manual_seed(self.seed)
+            # eight bytes a draw; without bounds `random_` leaves out the sign bit, and every eighth byte would be small
+            words = torch.empty((count + 7) // 8, dtype=torch.int64, device=self.device)
+            words.random_(-(2**63), None, generator=generator)
+            values = torch.empty(count, dtype=dtype, device=self.device)
+            # straight into numbers: on a CPU, booleans and what is multiplied by them take ten times as long
+            torch.lt(words.view(torch.uint8)[:count], self.kept, out=values)
+            drawn.values = values.view(-1, self.shape[-1])
+        return drawn.values
+
+    def keep(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the input's rows with what is dropped at zero, the rest as it is: the caller multiplies by `scale`."""
+        drawn = _drawn(self)
+        if drawn.rows is None or drawn.rows.dtype != rows.dtype:
+            drawn.rows = rows * self.values(rows.dtype)
+        return drawn.rows
 
     def drop(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x, perhaps as rows, with what is dropped at zero and the rest scaled up."""
+        """Return x with what is dropped at zero and the rest scaled up."""
         # scaled by a number, not by a tensor of x's dtype: in bf16 that would be off by a third of a per cent
-        return (x * self.keeps().view_as(x)).mul_(self.scale)
+        return (x * self.values(x.dtype).view_as(x)) * self.scale
+
+
+class _Drawn:
+    """What was drawn last: the layers that share a mask run one after the other, in forward as in backward."""
+
+    def __init__(self, mask: Mask) -> None:
+        self.mask = mask
+        self.values: torch.Tensor | None = None
+        self.rows: torch.Tensor | None = None
 
 
 _last = threading.local()
+
+
+def _drawn(mask: Mask) -> _Drawn:
+    drawn = getattr(_last, "drawn", None)
+    if drawn is None or drawn.mask is not mask:
+        drawn = _last.drawn = _Drawn(mask)
+    return drawn
 
 
 def shared_mask(x: torch.Tensor, p: float) -> Mask:
