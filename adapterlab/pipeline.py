@@ -26,6 +26,8 @@ from adapterlab.pretrained import quiet
 from adapterlab.recipe import Recipe, dump_recipe, load_recipe
 from adapterlab.sharding import joins, whole
 from adapterlab.tasks import Predictions, ReportTable
+from adapterlab.training import precision
+from adapterlab.training.allocator import freed_memory_kept
 from adapterlab.training.callbacks import Narrator, read_metrics
 from adapterlab.training.evidence import RunEvidence
 from adapterlab.training.plot import plot_history
@@ -121,7 +123,7 @@ def _train_and_report(
     pace = Pace()
     trainer.add_callback(pace)
     started = time.perf_counter()
-    with narrator:
+    with narrator, freed_memory_kept() if precision.device() == "cpu" else nullcontext():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     told = len(task.notes)
