@@ -30,6 +30,7 @@ class Anatomy:
     ffn_norm: str | None
     attention: str | None  # the module that calls transformers' attention interface; None: see `no_prefix`
     positions: str | None  # the module, in the base model, that turns position ids into embeddings or rotations
+    attention_sum: str | None = None  # the module that is called with the attention's own output and r, and adds them
     no_prefix: str = ""  # why no prefix can be put in front of this attention
 
 
@@ -43,6 +44,7 @@ _BERT = Anatomy(
     ffn_norm="output.LayerNorm",
     attention="attention.self",
     positions="embeddings.position_embeddings",
+    attention_sum="attention.output",
 )
 _DEBERTA = replace(
     _BERT,
