@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 import torch
 import transformers
 from corpora import DOMAIN, tiny_bert, write_corpora
 from safetensors.torch import load_file
+from small import MINILM
 
 import adapterlab
 from adapterlab.predicting import Predictor, evaluate
@@ -78,6 +80,29 @@ def test_recipe_runs(architecture, kind, method, place, tmp_path):
     assert one["coherence"] is None
     assert one["perplexity"] > 1
     assert many["perplexity"] > 1
+
+
+def test_a_pretrained_backbone_learns_what_follows(tmp_path):
+    """Documents of six topics: whether a text is of the one before it, the adapter has to learn."""
+    topics = [
+        "river lake water fish boat swim wave sea", "money bank price market trade stock loan tax",
+        "music song piano band guitar voice drum choir", "doctor nurse blood heart pain drug clinic cure",
+        "garden tree flower leaf grass seed root soil", "war army soldier gun battle tank peace enemy",
+    ]  # fmt: skip
+    draw = random.Random(0)
+    documents = []
+    for number in range(500):
+        words = topics[number % len(topics)].split()
+        documents.append(" ".join(f"The {' '.join(draw.choices(words, k=4))}." for _ in range(4)))
+    draw.shuffle(documents)
+    (tmp_path / "topics.txt").write_text("\n\n".join(documents))
+    result = adapterlab.run(
+        RECIPES[0], f"model.name={MINILM}", f"data.train={tmp_path / 'topics.txt'}", "data.eval=0.1",
+        "data.max_length=32", "adapter.dropout=0", "optim={lr: 1e-3, epochs: 8, batch_size: 16, precision: fp32}",
+        "eval={best: sentence_accuracy, every: 75}", "log.plot=false", f"run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert result.baselines["majority class"]["sentence_accuracy"] == pytest.approx(0.5, abs=0.05)
+    assert result.metrics["sentence_accuracy"] > 0.75
 
 
 class StopTheRunError(Exception):
