@@ -159,6 +159,7 @@ class AdapterSummary:
     head_parameters: int
     options: dict[str, Any]
     new_tokens: dict[str, int] = field(default_factory=dict)  # ids by token; their rows are among `parameters`
+    slow: str | None = None  # why some of its layers are trained the general way and not the fast one
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,8 @@ class Summary:
             lines.append(
                 f"  {adapter.name}: {adapter.method}, {state}, {adapter.parameters:,} parameters{head}{brings}"
             )
+            if adapter.slow:
+                lines.append(f"    not in the fast way: {adapter.slow}")
         return "\n".join(lines)
 
 
@@ -195,7 +198,8 @@ def summary(model: nn.Module) -> Summary:
         options = guest.config.model_dump(exclude_none=True)
         active = guest.name in guests.active  # type: ignore[union-attr]
         ids = rows.tokens.ids if rows else {}
-        adapters.append(AdapterSummary(guest.name, guest.method_name, active, own, head, options, ids))
+        slow = guest.method.slow_because(model, guest.name) if active else None
+        adapters.append(AdapterSummary(guest.name, guest.method_name, active, own, head, options, ids, slow))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     return Summary(type(model).__name__, tuple(adapters), trainable, total)

@@ -85,6 +85,10 @@ class Method(ABC):
         """Return a line for the run's report on what training made of the adapter, if there is something to say."""
         return None
 
+    def slow_because(self, model: nn.Module, name: str) -> str | None:
+        """Return why some of the adapter's layers are trained the general way and not the fast one, if they are."""
+        return None
+
     def parameters(self, model: nn.Module, name: str) -> dict[str, nn.Parameter]:
         """Return the adapter's trainable parameters by their path in the model."""
         return {path: p for path, p in model.named_parameters() if self._owns(path, name) and self.trains(path)}

@@ -165,6 +165,12 @@ class Lora(TunerMethod):
         super().activate(model, names)
         lend_biases(model, names)
 
+    def slow_because(self, model: nn.Module, name: str) -> str | None:
+        """Return what keeps linears from computing product and update in one function."""
+        layers = [layer for layer in self.own_layers(model, name).values() if isinstance(layer, LoraLinear)]
+        obstacles = [obstacle for layer in layers if (obstacle := layer.obstacle(name)) is not None]
+        return f"{obstacles[0]} ({len(obstacles)} of {len(layers)} linears)" if obstacles else None
+
     def merge(self, model: nn.Module, name: str, config: LoraConfig) -> None:
         """Add the updates to the weights, in fp32, and put the trained biases in place."""
         for path, layer in self.own_layers(model, name).items():

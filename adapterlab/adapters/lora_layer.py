@@ -33,18 +33,32 @@ class LoraLinear(PeftLinear):
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
         return lora_linear(x, weight, base.bias, a, b, self.scaling[name], mask)
 
+    def obstacle(self, name: str) -> str | None:
+        """Return why this adapter's update isn't computed in one function with the linear, if it isn't."""
+        base: Any = self.base_layer
+        weight = base.weight
+        if sum(other in self.lora_A for other in self.active_adapters) > 1:
+            return "several adapters are active at once"
+        if name in self.lora_variant:
+            return f"{type(self.lora_variant[name]).__name__.removesuffix('LinearVariant')} is more than W + BA"
+        if self.lora_bias[name]:
+            return "lora_bias adds a bias of its own"
+        if type(base) not in (nn.Linear, Conv1D):
+            return f"the linear is a {type(base).__name__}"
+        if type(weight) is not nn.Parameter:
+            return f"the linear's weight is a {type(weight).__name__}"
+        if weight.requires_grad:
+            return "the linear's own weight is trained, too"
+        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
+            return "somebody has put hooks on the linear itself"
+        return None
+
     def _fast(self, x: torch.Tensor) -> str | None:
         """Return the adapter to compute with, if it is the only one and the fast way gives what peft's layer would."""
-        names = [name for name in self.active_adapters if name in self.lora_A]
-        if len(names) != 1 or self.disable_adapters or self.merged:
+        if self.disable_adapters or self.merged or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        name = next((name for name in self.active_adapters if name in self.lora_A), None)
+        if name is None or self.obstacle(name) is not None or not x.is_floating_point():
             return None
-        name, base = names[0], self.base_layer
-        plain = type(base) in (nn.Linear, Conv1D) and name not in self.lora_variant and not self.lora_bias[name]
-        if not plain or base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
-            return None
-        weight = base.weight
-        is_plain = type(weight) is nn.Parameter and not weight.requires_grad  # not sharded, not trained as well
-        fits = x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type)
-        return name if is_plain and fits and x.is_floating_point() else None
+        fits = x.dtype == self.base_layer.weight.dtype or torch.is_autocast_enabled(x.device.type)
+        return name if fits else None

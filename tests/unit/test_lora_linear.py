@@ -204,3 +204,22 @@ def test_several_at_once_and_linears_that_are_trained_too(tiny, batch):
     weight.requires_grad_(True)
     ours(**batch).loss.backward()
     assert weight.grad.abs().sum() > 0
+
+
+def test_summary_says_what_is_in_the_way_of_the_fast_one(tiny):
+    def told(model):
+        return adapterlab.summary(model).adapters[0].slow
+
+    model = adapterlab.attach(tiny("bert"), "lora")
+    assert told(model) is None
+    assert "fast" not in str(adapterlab.summary(model))
+    model.bert.encoder.layer[0].attention.self.query.base_layer.register_forward_hook(lambda *_: None)
+    assert told(model) == "somebody has put hooks on the linear itself (1 of 12 linears)"
+    model = adapterlab.attach(tiny("bert"), "lora", use_dora=True)
+    assert "not in the fast way: Dora is more than W + BA (12 of 12 linears)" in str(adapterlab.summary(model))
+    model = adapterlab.attach(adapterlab.attach(tiny("bert"), "lora", "a"), "lora", "b")
+    adapterlab.activate(model, ["a", "b"])
+    assert told(model) == "several adapters are active at once (12 of 12 linears)"
+    adapterlab.activate(model, "b")
+    assert told(model) is None, "it isn't active"
+    assert adapterlab.summary(adapterlab.attach(tiny("bert"), "prefix")).adapters[0].slow is None
