@@ -23,6 +23,9 @@ from adapterlab.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 
 
+_OVERSIZED = 64  # times a layer's smaller side: so much may have been concatenated out of several adapters
+
+
 class TunerConfig(TargetConfig):
     """Options that low-rank methods share."""
 
@@ -141,14 +144,16 @@ def check_ranks(option: str, ranks: Mapping[str, int], targets: Sequence[Found],
     """Refuse a rank above the smaller side of a target: it would add parameters and no freedom.
 
     Raises:
-        ConfigError: one is, and such ranks aren't allowed.
+        ConfigError: one is, and such ranks aren't allowed; or it is beyond all reason, as in a damaged file.
     """
     for path, module in targets:
         sides = tuple(int(side) for side in module.weight.shape)  # type: ignore[union-attr]
-        if ranks[path] > min(sides) and not allowed:
+        most = min(sides) * (_OVERSIZED if allowed else 1)
+        if ranks[path] > most:
             raise ConfigError(
-                f"{option}: rank {ranks[path]} is larger than the smaller side of '{path}' ({sides[0]} x {sides[1]}): "
-                f"{min(sides)} at most. Lower it, or leave this module out of target_modules."
+                f"{option}: rank {ranks[path]} is larger than {f'{_OVERSIZED} times ' * allowed}the smaller side of "
+                f"'{path}' ({sides[0]} x {sides[1]}): {most} at most. Lower it, or leave this module out of "
+                "target_modules."
             )
 
 

@@ -207,6 +207,8 @@ def test_an_adapter_of_another_shape(tiny, saved):
     refused(T.BertForSequenceClassification(config), saved, shapes, allow_mismatch=True)
     edit(saved, "adapter_config.json", r=8)
     refused(tiny("bert"), saved, "other shape")
+    edit(saved, "adapter_config.json", r=10**9)  # which no memory would hold
+    refused(tiny("bert"), saved, r"rank 1000000000 is larger than 64 times the smaller side of '.*: 2048 at most")
 
 
 def test_an_adapter_for_another_architecture(tiny, saved):
