@@ -23,6 +23,7 @@ from adapterlab.preparing import Prepared, prepare
 from adapterlab.pretrained import quiet
 from adapterlab.recipe import Recipe, load_recipe
 from adapterlab.training.callbacks import Narrator
+from adapterlab.training.lean import lean
 from adapterlab.training.run_folder import RunFolder
 from adapterlab.training.trainer import TaskTrainer, build_trainer, by_length, planned_steps, row_count
 
@@ -93,8 +94,9 @@ def _measure(prepared: Prepared, folder: RunFolder) -> Estimate:
         recipe, prepared.task, prepared.model, prepared.tokenizer, prepared.splits, chosen, folder,
         Narrator(Console(quiet=True), []),
     )  # fmt: skip
-    seconds = _time_steps(trainer, len(sample) // per_step, steps)
-    evaluation = _time_evaluation(trainer, rows["eval"], recipe.optim.eval_batch_size)
+    with lean(prepared.model):
+        seconds = _time_steps(trainer, len(sample) // per_step, steps)
+        evaluation = _time_evaluation(trainer, rows["eval"], recipe.optim.eval_batch_size)
     evaluations = _evaluations(recipe, steps)
     state = [p for p in prepared.model.parameters() if p.requires_grad]
     trained = sum(p.numel() * p.element_size() for p in state)

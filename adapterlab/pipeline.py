@@ -24,13 +24,11 @@ from adapterlab.guests import need_guests
 from adapterlab.preparing import Prepared, announce, prepare
 from adapterlab.pretrained import quiet
 from adapterlab.recipe import Recipe, dump_recipe, load_recipe
-from adapterlab.sharding import is_sharded, joins, whole
+from adapterlab.sharding import joins, whole
 from adapterlab.tasks import Predictions, ReportTable
-from adapterlab.training import precision
-from adapterlab.training.allocator import freed_memory_kept
 from adapterlab.training.callbacks import Narrator, read_metrics
 from adapterlab.training.evidence import RunEvidence
-from adapterlab.training.first_token import first_token_only
+from adapterlab.training.lean import lean
 from adapterlab.training.plot import plot_history
 from adapterlab.training.report import ResultRow, final_table, write_report
 from adapterlab.training.resuming import check_resumable
@@ -124,9 +122,7 @@ def _train_and_report(
     pace = Pace()
     trainer.add_callback(pace)
     started = time.perf_counter()
-    memory = freed_memory_kept() if precision.device() == "cpu" else nullcontext()
-    narrow = nullcontext() if is_sharded(model) else first_token_only(model)
-    with narrator, memory, narrow:
+    with narrator, lean(model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     told = len(task.notes)
