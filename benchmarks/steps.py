@@ -1,11 +1,13 @@
 """What a LoRA training step costs: ours, peft's, and the frozen backbone's own forward and backward (the floor).
 
-    python benchmarks/steps.py [--rows all-linear qv bf16 memory] [--rounds 7] [--batch 16] [--length 128] [--layers 12]
+    python benchmarks/steps.py [--rows all-linear qv bf16 memory adalora]
+                               [--rounds 7] [--batch 16] [--length 128] [--layers 12]
 
 One process, random weights (speed only), BERT-base's width, dropout 0.1 everywhere, r 8. All of a row's runs take
 turns, after one round that doesn't count; medians, and their ratios. Floor: the backbone frozen, in the same dtype and
 attention, with a gradient back to the embeddings' output, as an adapter in the first layer needs it. In `bf16` ours and
-peft run under autocast. `memory` is what the step keeps for backward beside weights, each storage once.
+peft run under autocast. `memory` is what the step keeps for backward beside weights, each storage once. `adalora` is a
+whole step, optimizer and rank budget included; its floor is our LoRA of the same rank.
 """
 
 from __future__ import annotations
@@ -25,11 +27,23 @@ import adapterlab
 
 QV = ["query", "value"]
 LINEARS = r".*encoder\.layer.*(query|key|value|dense)"  # adapterlab's all-linear, in peft's words
-ROWS = ("all-linear", "qv", "bf16", "memory")
+ROWS = ("all-linear", "qv", "bf16", "memory", "adalora")
+TOTAL = 10_000  # steps of AdaLoRA's schedule: the timed ones are where it prunes
 
 
 def models(base: torch.nn.Module, row: str) -> dict[str, torch.nn.Module]:
     """Return the model of each contender."""
+    if row == "adalora":
+        ranks = {"init_r": 8, "target_r": 4, "total_step": TOTAL, "tinit": 0, "tfinal": 100}
+        adalora = peft.AdaLoraConfig(
+            **ranks, deltaT=1, lora_alpha=16, lora_dropout=0.1, target_modules=LINEARS, task_type="SEQ_CLS"
+        )
+        contenders = {
+            "floor": adapterlab.attach(copy.deepcopy(base), "lora", r=8, dropout=0.1),
+            "ours": adapterlab.attach(copy.deepcopy(base), "adalora", **ranks, delta_t=1, alpha=16, dropout=0.1),
+            "peft": peft.get_peft_model(copy.deepcopy(base), adalora),
+        }
+        return {name: model.train() for name, model in contenders.items()}
     targets: Any = QV if row == "qv" else "all-linear"
     ours = adapterlab.attach(copy.deepcopy(base), "lora", r=8, dropout=0.1, target_modules=targets)
     config = peft.LoraConfig(
@@ -41,6 +55,20 @@ def models(base: torch.nn.Module, row: str) -> dict[str, torch.nn.Module]:
         parameter.requires_grad_(name.startswith("classifier"))
     floor.bert.embeddings.register_forward_hook(lambda module, args, output: output.detach().requires_grad_())
     return {"floor": floor.train(), "ours": ours.train(), "peft": theirs.train()}
+
+
+def stepper(name: str, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Callable[[int], None]:
+    """Return a whole training step, given its number, as peft's documents write it for AdaLoRA."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def step(number: int) -> None:
+        model(**batch).loss.backward()
+        optimizer.step()
+        if name == "peft":
+            model.base_model.update_and_allocate(number)
+        optimizer.zero_grad()
+
+    return step
 
 
 def kept(step: Callable[[], Any], model: torch.nn.Module) -> int:
@@ -72,11 +100,15 @@ def measure(row: str, base: torch.nn.Module, batch: dict[str, torch.Tensor], rou
         unit = "MB"
     else:
         times: dict[str, list[float]] = {name: [] for name in contenders}
+        steps = {name: stepper(name, model, batch) for name, model in contenders.items()}
         for number in range(rounds + 1):
             for name, model in contenders.items():
                 with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                     begun = time.perf_counter()
-                    model(**batch).loss.backward()
+                    if row == "adalora":
+                        steps[name](number + 1)
+                    else:
+                        model(**batch).loss.backward()
                     taken = time.perf_counter() - begun
                 model.zero_grad()
                 if number:

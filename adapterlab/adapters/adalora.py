@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, model_validator
 from torch import nn
 
 from adapterlab.adapters.base import register_method
+from adapterlab.adapters.lora_layer import quicken
 from adapterlab.adapters.rank_budget import RankBudget
 from adapterlab.adapters.targets import plain
 from adapterlab.adapters.tuner import TunerConfig, TunerMethod, check_ranks
@@ -108,6 +109,7 @@ class AdaLora(TunerMethod):
     def inject(self, model: nn.Module, backbone: Backbone, name: str, config: AdaLoraConfig) -> None:
         """Wrap the targets, then add the budget's state."""
         super().inject(model, backbone, name, config)
+        quicken(self.own_layers(model, name).values())
         if not hasattr(model, "lora_budget"):
             model.lora_budget = nn.ModuleDict()
         budgets: Any = model.lora_budget

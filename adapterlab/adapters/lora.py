@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import Linear as PeftLinear
 from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 from torch import nn
 
@@ -17,7 +16,7 @@ from adapterlab.adapters.biases import copy_biases, forget_biases, lend_biases, 
 from adapterlab.adapters.lora_algebra import combined
 from adapterlab.adapters.lora_fields import injected_pattern, read_fields, written_pattern
 from adapterlab.adapters.lora_inits import FROM_DATA, NONZERO, SIMPLE, factors, forget, initialize, read_init, starts_of
-from adapterlab.adapters.lora_layer import LoraLinear
+from adapterlab.adapters.lora_layer import quicken
 from adapterlab.adapters.patterns import check_patterns
 from adapterlab.adapters.targets import is_inside, own_modules, plain
 from adapterlab.adapters.tuner import TunerConfig, TunerMethod, by_pattern, check_ranks
@@ -129,9 +128,7 @@ class Lora(TunerMethod):
         """Wrap the targets, start A and B, copy the biases that are to be trained."""
         super().inject(model, backbone, name, config)
         own = self.own_layers(model, name)
-        for layer in own.values():
-            if type(layer) is PeftLinear:
-                layer.__class__ = LoraLinear  # the same layer, with a faster forward
+        quicken(own.values())
         if config.init in FROM_DATA:
             for _, method in METHODS:  # what the backbone alone makes of the data
                 method.activate(model, [])
@@ -164,12 +161,6 @@ class Lora(TunerMethod):
         """Switch the wrappers; lend the modules the biases of the last adapter that has some."""
         super().activate(model, names)
         lend_biases(model, names)
-
-    def slow_because(self, model: nn.Module, name: str) -> str | None:
-        """Return what keeps linears from computing product and update in one function."""
-        layers = [layer for layer in self.own_layers(model, name).values() if isinstance(layer, LoraLinear)]
-        obstacles = [obstacle for layer in layers if (obstacle := layer.obstacle(name)) is not None]
-        return f"{obstacles[0]} ({len(obstacles)} of {len(layers)} linears)" if obstacles else None
 
     def merge(self, model: nn.Module, name: str, config: LoraConfig) -> None:
         """Add the updates to the weights, in fp32, and put the trained biases in place."""

@@ -112,6 +112,12 @@ class TunerMethod(Method):
             layer.set_adapter(names)
             layer._disable_adapters = not names
 
+    def slow_because(self, model: nn.Module, name: str) -> str | None:
+        """Return what keeps linears that have a fast forward from using it."""
+        layers = [layer for layer in self.own_layers(model, name).values() if hasattr(layer, "obstacle")]
+        obstacles = [obstacle for layer in layers if (obstacle := layer.obstacle(name)) is not None]
+        return f"{obstacles[0]} ({len(obstacles)} of {len(layers)} linears)" if obstacles else None
+
     def merge(self, model: nn.Module, name: str, config: Any) -> None:
         """Add the updates to the linears' weights, in fp32."""
         for layer in self.own_layers(model, name).values():

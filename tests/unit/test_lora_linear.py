@@ -7,12 +7,15 @@ import copy
 import pytest
 import torch
 from conftest import randomize
+from peft.tuners.adalora.layer import SVDLinear as PeftSVDLinear
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch.utils.checkpoint import checkpoint
 
 import adapterlab
 from adapterlab.kernels.lora_linear import lora_linear, reference
 from adapterlab.kernels.masks import Mask, shared_mask
+
+ADALORA = {"method": "adalora", "init_r": 4, "target_r": 2, "total_step": 10}
 
 
 def tensors(*, dtype=torch.float64, rows=(3, 5), bias=True):
@@ -61,14 +64,15 @@ def test_a_second_derivative_is_refused():
         first.sum().backward()
 
 
-def pair(tiny, architecture, **options):
+def pair(tiny, architecture, method="lora", **options):
     """The same model and weights, once as adapterlab runs it and once as peft does."""
-    ours = adapterlab.attach(tiny(architecture).double(), "lora", **options)
+    ours = adapterlab.attach(tiny(architecture).double(), method, **options)
     randomize(ours)
     theirs = copy.deepcopy(ours)
     for module in theirs.modules():
-        if isinstance(module, PeftLinear):
-            module.__class__ = PeftLinear
+        for plain in (PeftLinear, PeftSVDLinear):
+            if isinstance(module, plain):
+                module.__class__ = plain
     for model in (ours, theirs):
         model.double().train()
         for module in model.modules():
@@ -83,11 +87,12 @@ def loss_and_gradients(model, batch):
     return loss, dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
 
 
-@pytest.mark.parametrize("options", [{}, {"layers": [-1]}, {"bias": "all"}, {"use_rslora": True, "r": 3}])
+@pytest.mark.parametrize("options", [{}, {"layers": [-1]}, {"bias": "all"}, {"use_rslora": True, "r": 3}, ADALORA])
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_a_model_trains_as_with_pefts_layers(tiny, batch, architecture, options):
-    ours, theirs = pair(tiny, architecture, **options, dropout=0.0)
-    assert any(type(module) is not PeftLinear and isinstance(module, PeftLinear) for module in ours.modules())
+    ours, theirs = pair(tiny, architecture, **{"dropout": 0.0} | options)
+    kind = PeftSVDLinear if "method" in options else PeftLinear
+    assert any(type(module) is not kind and isinstance(module, kind) for module in ours.modules())
     (loss, grads), (known, expected) = loss_and_gradients(ours, batch), loss_and_gradients(theirs, batch)
     torch.testing.assert_close(loss, known, rtol=0, atol=1e-10)
     for name, gradient in expected.items():
