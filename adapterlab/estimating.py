@@ -121,12 +121,13 @@ def _measure(prepared: Prepared, folder: RunFolder) -> Estimate:
 def _spread_over_lengths(encoded: Any, size: int, batches: int) -> Any:
     """Return rows for a few warm-up steps and `batches` more, which stand for all lengths alike.
 
-    Training groups rows of about equal length, so a batch here is a run of the rows sorted by length.
+    Training groups rows of about equal length, so a batch here is a run of the rows sorted by length. The warm-up's are
+    the longest, which need most memory.
     """
     order = by_length(encoded)
     last = max(0, len(order) - size)
     starts = [round(last * (place + 0.5) / batches) for place in range(batches)]
-    taken = [index for start in [*starts[:1] * _WARM, *starts] for index in order[start : start + size]]
+    taken = [index for start in [*[0] * _WARM, *starts] for index in order[start : start + size]]
     return encoded.select(taken)
 
 
