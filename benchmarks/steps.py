@@ -6,7 +6,7 @@
 One process, random weights (speed only), BERT-base's width, dropout 0.1 everywhere, r 8. All of a row's runs take
 turns, after one round that doesn't count; medians, and their ratios. Floor: the backbone frozen, in the same dtype and
 attention, with a gradient back to the embeddings' output, as an adapter in the first layer needs it. In `bf16` ours and
-peft run under autocast. `memory` is what the step keeps for backward beside weights, each storage once. `adalora` is a
+peft run under autocast. `memory` is what the forward pass leaves allocated for backward. `adalora` is a
 whole step, optimizer and rank budget included; its floor is our LoRA of the same rank.
 """
 
@@ -71,22 +71,12 @@ def stepper(name: str, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -
     return step
 
 
-def kept(step: Callable[[], Any], model: torch.nn.Module) -> int:
-    """Return the bytes that a forward pass keeps for backward, weights aside."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found: dict[int, int] = {}
-    alive = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # or its place would be given to the next one
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(found.values())
+def kept(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> int:
+    """Return the bytes that a forward pass leaves allocated, for backward."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        loss = model(**batch).loss
+    loss.backward()
+    return sum(event.self_cpu_memory_usage for event in seen.key_averages())
 
 
 def measure(row: str, base: torch.nn.Module, batch: dict[str, torch.Tensor], rounds: int) -> str:
@@ -96,7 +86,7 @@ def measure(row: str, base: torch.nn.Module, batch: dict[str, torch.Tensor], rou
     if row == "memory":
         found = {}
         for name, model in contenders.items():
-            found[name] = kept(lambda model=model: model(**batch), model) / 2**20  # type: ignore[misc]
+            found[name] = kept(model, batch) / 2**20
         unit = "MB"
     else:
         times: dict[str, list[float]] = {name: [] for name in contenders}

@@ -2,7 +2,8 @@
 
 Beside peft's layer it spares: the sum of the two products (the low-rank one is added into the other's output), the copy
 of x in the adapter's dtype, dropout's floats and their mask (bytes, drawn again in backward), and the gradient of x in
-two parts. Saved for backward are x, the r-wide A d(x) and what the layer has anyway.
+two parts. Saved for backward are x (of a GELU's output only the GELU's input, which is kept anyway), the r-wide A d(x)
+and what the layer has anyway.
 """
 
 from __future__ import annotations
@@ -76,8 +77,10 @@ class _LoraLinear(torch.autograd.Function):
         w = weight.to(dtype).T
         output = rows @ w if bias is None else torch.addmm(bias.to(dtype), rows, w)
         output.addmm_(inner, b.to(dtype).T, alpha=factor)
+        before = _before_gelu(x)
+        ctx.gelu = before and before._saved_approximate
         # the weight as it is: under autocast its copy in bf16 would be kept for every layer until backward
-        ctx.save_for_backward(rows, inner, weight, a, b)
+        ctx.save_for_backward(before._saved_self if before else rows, inner, weight, a, b)
         ctx.factor, ctx.mask, ctx.shape, ctx.dtype = factor, mask, x.shape, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return output.view(*x.shape[:-1], output.shape[-1])
@@ -86,6 +89,8 @@ class _LoraLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         rows, inner, weight, a, b = ctx.saved_tensors
+        if ctx.gelu:
+            rows = F.gelu(rows, approximate=ctx.gelu).view(-1, rows.shape[-1]).to(inner.dtype)
         of_x, _, of_bias, of_a, of_b, *_ = ctx.needs_input_grad
         mask, factor, dtype = ctx.mask, ctx.factor, rows.dtype
         g = gradient.reshape(-1, gradient.shape[-1]).to(dtype)
@@ -105,3 +110,14 @@ class _LoraLinear(torch.autograd.Function):
         if of_bias:
             g_bias = g.sum(0).to(ctx.bias_dtype)
         return g_x, None, g_bias, g_a, g_b, None, None, None
+
+
+def _before_gelu(x: torch.Tensor) -> Any:
+    """Return the node of the GELU that x came out of, if it did: its input, kept for its own backward, gives x again.
+
+    Not where hooks handle what is saved (gradient checkpointing): asking for it would call them.
+    """
+    node, top = x.grad_fn, getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if node is None or node.name() != "GeluBackward0" or top is None or top(True) is not None:
+        return None
+    return node

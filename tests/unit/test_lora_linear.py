@@ -228,3 +228,28 @@ def test_summary_says_what_is_in_the_way_of_the_fast_one(tiny):
     adapterlab.activate(model, "b")
     assert told(model) is None, "it isn't active"
     assert adapterlab.summary(adapterlab.attach(tiny("bert"), "prefix")).adapters[0].slow is None
+
+
+def test_of_a_gelus_output_nothing_is_kept(tiny, batch):
+    """Its input is there already. Hooks on what is saved (checkpointing's) aren't disturbed."""
+
+    def saved(module):
+        found = set()
+        keep = module.register_forward_hook(
+            lambda module, args, output: found.add(args[0].untyped_storage().data_ptr())
+        )
+        loss = model(**batch).loss
+        nodes, storages = [loss.grad_fn], set()
+        for node in nodes:
+            nodes += [parent for parent, _ in node.next_functions if parent is not None and parent not in nodes]
+            storages |= {t.untyped_storage().data_ptr() for t in getattr(node, "saved_tensors", ())}
+        keep.remove()
+        return bool(found & storages)
+
+    model = adapterlab.attach(tiny("bert"), "lora", dropout=0.1).train()
+    layer = model.bert.encoder.layer[1]
+    assert saved(layer.intermediate.dense)
+    assert not saved(layer.output.dense)
+    model.gradient_checkpointing_enable()
+    model(**batch).loss.backward()
+    assert torch.isfinite(layer.output.dense.lora_A["default"].weight.grad).all()
