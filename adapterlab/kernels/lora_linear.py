@@ -2,12 +2,14 @@
 
 Beside peft's layer it spares: the sum of the two products (the low-rank one is added into the other's output), the copy
 of x in the adapter's dtype, dropout's floats and their mask (bytes, drawn again in backward), and the gradient of x in
-two parts. Saved for backward are x (of a GELU's output only the GELU's input, which is kept anyway), the r-wide A d(x)
-and what the layer has anyway.
+two parts. Saved for backward are x (unless its own backward keeps what it was computed from), the r-wide A d(x) and
+what the layer has anyway.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,10 +79,9 @@ class _LoraLinear(torch.autograd.Function):
         w = weight.to(dtype).T
         output = rows @ w if bias is None else torch.addmm(bias.to(dtype), rows, w)
         output.addmm_(inner, b.to(dtype).T, alpha=factor)
-        before = _before_gelu(x)
-        ctx.gelu = before and before._saved_approximate
+        kept, ctx.again = _kept_anyway(x) or ((rows,), None)
         # the weight as it is: under autocast its copy in bf16 would be kept for every layer until backward
-        ctx.save_for_backward(before._saved_self if before else rows, inner, weight, a, b)
+        ctx.save_for_backward(inner, weight, a, b, *kept)
         ctx.factor, ctx.mask, ctx.shape, ctx.dtype = factor, mask, x.shape, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return output.view(*x.shape[:-1], output.shape[-1])
@@ -88,9 +89,8 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        rows, inner, weight, a, b = ctx.saved_tensors
-        if ctx.gelu:
-            rows = F.gelu(rows, approximate=ctx.gelu).view(-1, rows.shape[-1]).to(inner.dtype)
+        inner, weight, a, b, *kept = ctx.saved_tensors
+        rows = kept[0] if ctx.again is None else ctx.again(*kept).view(-1, weight.shape[1]).to(inner.dtype)
         of_x, _, of_bias, of_a, of_b, *_ = ctx.needs_input_grad
         mask, factor, dtype = ctx.mask, ctx.factor, rows.dtype
         g = gradient.reshape(-1, gradient.shape[-1]).to(dtype)
@@ -112,12 +112,19 @@ class _LoraLinear(torch.autograd.Function):
         return g_x, None, g_bias, g_a, g_b, None, None, None
 
 
-def _before_gelu(x: torch.Tensor) -> Any:
-    """Return the node of the GELU that x came out of, if it did: its input, kept for its own backward, gives x again.
+def _kept_anyway(x: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], Callable[..., torch.Tensor]] | None:
+    """Return tensors that x's own backward keeps, and what computes x from them: a GELU, or the product of a gated FFN.
 
     Not where hooks handle what is saved (gradient checkpointing): asking for it would call them.
     """
-    node, top = x.grad_fn, getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    if node is None or node.name() != "GeluBackward0" or top is None or top(True) is not None:
+    node: Any = x.grad_fn
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if node is None or top is None or top(True) is not None:
         return None
-    return node
+    if node.name() == "GeluBackward0":
+        return (node._saved_self,), partial(F.gelu, approximate=node._saved_approximate)
+    if node.name() == "MulBackward0":
+        factors = (node._saved_self, node._saved_other)
+        if all(factor is not None and factor.shape == x.shape and factor.dtype == x.dtype for factor in factors):
+            return factors, torch.mul
+    return None
