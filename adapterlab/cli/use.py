@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
@@ -144,6 +145,10 @@ def _given(run: str, texts: list[str] | None, file: str | None, column: str | No
     if column and not file:
         raise ConfigError("--column names a column of --file; give --file as well.")
     if texts:
+        if len(texts) == 1 and os.path.isfile(texts[0]):  # noqa: PTH113 - Path's raises on a long text
+            raise ConfigError(
+                f"'{texts[0]}' is a file. For its rows give --file {texts[0]}; a TEXT is read as it stands."
+            )
         return _rows(run, texts)
     if file:
         return _from_file(run, file, column)

@@ -367,6 +367,7 @@ def test_predict_reads_a_text_a_line_or_another_column(workshop: Path) -> None:
         (["runs/tiny", "x", "--out", "nowhere/o.csv"], "there is no folder nowhere"),
         (["runs/tiny", "x", "--out", "o.csv", "--format", "table"], "--format table goes to the terminal"),
         (["runs/tiny", "--file", "nothing.csv"], "nothing.csv"),
+        (["runs/tiny", "train.csv"], "For its rows give --file train.csv"),
         (["runs/tiny", "--file", "train.csv", "--column", "reviwe"], "Did you mean 'review'?"),
         (["runs/tiny", "x", "--set", "num_beams=4"], "a classification task has no options that say how"),
     ],
