@@ -29,9 +29,8 @@ def freed_memory_kept() -> Iterator[bool]:
     try:
         yield True
     finally:
-        library.mallopt(
-            _TRIM_THRESHOLD, _LARGEST
-        )  # about what glibc itself raises it to where large blocks come and go
+        # about what glibc itself raises it to where large blocks come and go
+        library.mallopt(_TRIM_THRESHOLD, _LARGEST)
         library.malloc_trim(0)
 
 

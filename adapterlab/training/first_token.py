@@ -68,9 +68,11 @@ class _LastLayer:
     def is_exact(self, model: Any) -> bool:
         """Compare the logits with those of the whole layer; if they differ, leave. Model and random state stay."""
         inputs, training = _few_tokens(model), model.training
+        ids = inputs["input_ids"]
+        forked = torch.random.fork_rng([ids.device] if ids.is_cuda else [])  # or it would warn of machines with several
         model.eval()
         try:
-            with _shaken(model), torch.no_grad(), torch.random.fork_rng():
+            with _shaken(model), torch.no_grad(), forked:
                 narrow, self.on = model(**inputs).logits, False
                 whole, self.on = model(**inputs).logits, True
             exact = narrow.shape == whole.shape and torch.allclose(narrow.float(), whole.float(), rtol=1e-3, atol=1e-4)

@@ -75,3 +75,20 @@ def test_a_head_that_reads_every_token_is_left_alone(tiny, batch):
     for task in ("TokenClassification", "MaskedLM"):
         with first_token_only(adapterlab.attach(tiny("bert", task), "lora")) as narrow:
             assert not narrow
+
+
+def test_a_run_trains_so_and_measures_with_the_whole_layer(tmp_path, monkeypatch):
+    from tiny_workshop import furnish
+    from transformers.models.bert.modeling_bert import BertPooler
+
+    seen, pooled = [], BertPooler.forward
+
+    def watched(self, states):
+        seen.append((self.training, states.shape[1]))
+        return pooled(self, states)
+
+    monkeypatch.chdir(furnish(tmp_path))
+    monkeypatch.setattr(BertPooler, "forward", watched)
+    adapterlab.run("tiny.yaml", "optim.epochs=1", "log.plot=false")
+    assert {length for training, length in seen if training} == {1}
+    assert seen[-1][1] > 1
