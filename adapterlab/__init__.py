@@ -21,6 +21,7 @@ _HOMES = {
     "MethodInfo": "adapterlab.adapters",
     "register_method": "adapterlab.adapters",
     "save": "adapterlab.adapter_folder",
+    "lean": "adapterlab.training.lean",
     "load": "adapterlab.loading",
     "merge": "adapterlab.merging",
     "combine": "adapterlab.combining",
@@ -41,6 +42,7 @@ __all__ = [
     "convert",
     "detach",
     "disabled",
+    "lean",
     "load",
     "merge",
     "methods",
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from adapterlab.merging import merge
     from adapterlab.pipeline import RunResult, run
     from adapterlab.trainer_hooks import set_total_step
+    from adapterlab.training.lean import lean
 
 
 def __getattr__(name: str) -> Any:

@@ -31,6 +31,7 @@ class Anatomy:
     attention: str | None  # the module that calls transformers' attention interface; None: see `no_prefix`
     positions: str | None  # the module, in the base model, that turns position ids into embeddings or rotations
     attention_sum: str | None = None  # the module that is called with the attention's own output and r, and adds them
+    encoder: str | None = None  # the module of the base model that is given embeddings and mask and runs all layers
     no_prefix: str = ""  # why no prefix can be put in front of this attention
 
 
@@ -45,12 +46,14 @@ _BERT = Anatomy(
     attention="attention.self",
     positions="embeddings.position_embeddings",
     attention_sum="attention.output",
+    encoder="encoder",
 )
 _DEBERTA = replace(
     _BERT,
     attention=None,
     positions=None,
     no_prefix="its disentangled attention computes scores from distances between tokens, and a prefix has no place",
+    encoder=None,
 )
 _DISTILBERT = Anatomy(
     layers="transformer.layer",
@@ -62,6 +65,7 @@ _DISTILBERT = Anatomy(
     ffn_norm="output_layer_norm",
     attention="attention",
     positions="embeddings.position_embeddings",
+    encoder="transformer",
 )
 # A few layers run again and again here, so whatever is put into one of them works at each of its turns.
 _ALBERT = Anatomy(
@@ -74,6 +78,7 @@ _ALBERT = Anatomy(
     ffn_norm="full_layer_layer_norm",
     attention="attention",
     positions="embeddings.position_embeddings",
+    encoder="encoder",
 )
 _MODERNBERT = Anatomy(
     layers="layers",

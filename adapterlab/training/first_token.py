@@ -15,8 +15,9 @@ from torch import nn
 
 from adapterlab.backbones import describe, join
 from adapterlab.errors import BackboneError
-
-_LENGTHS = (7, 4)  # tokens of the rows that the two ways are compared on
+from adapterlab.kernels.unpad import Packing
+from adapterlab.training.real_tokens import PACKING
+from adapterlab.training.trial import alike, trial
 
 
 @contextmanager
@@ -37,6 +38,7 @@ class _LastLayer:
 
     def __init__(self) -> None:
         self.on = True
+        self.packing: Packing | None = None  # of the batch at hand, if it is packed
         self.handles: list[Any] = []
 
     def enter(self, model: Any) -> bool:
@@ -55,7 +57,7 @@ class _LastLayer:
             for name in (anatomy.attention_in, anatomy.attention_sum)
         )
         self.handles = [
-            attention.register_forward_hook(self._narrow_output),
+            attention.register_forward_hook(self._narrow_output, with_kwargs=True),
             summed.register_forward_pre_hook(self._narrow_residual),
         ]
         return True
@@ -66,52 +68,30 @@ class _LastLayer:
             self.handles.pop().remove()
 
     def is_exact(self, model: Any) -> bool:
-        """Compare the logits with those of the whole layer; if they differ, leave. Model and random state stay."""
-        inputs, training = _few_tokens(model), model.training
-        ids = inputs["input_ids"]
-        forked = torch.random.fork_rng([ids.device] if ids.is_cuda else [])  # or it would warn of machines with several
-        model.eval()
-        try:
-            with _shaken(model), torch.no_grad(), forked:
+        """Compare the logits with those of the whole layer; if they differ, leave."""
+        with trial(model) as inputs:
+            try:
                 narrow, self.on = model(**inputs).logits, False
                 whole, self.on = model(**inputs).logits, True
-            exact = narrow.shape == whole.shape and torch.allclose(narrow.float(), whole.float(), rtol=1e-3, atol=1e-4)
-        except (RuntimeError, IndexError):  # the head reads another token, or an adapter has kept the residual whole
-            exact = False
-        finally:
-            model.train(training)
+                exact = alike(narrow, whole)
+            except (
+                RuntimeError,
+                IndexError,
+            ):  # the head reads another token, or an adapter has kept the residual whole
+                exact = False
         if not exact:
             self.leave()
         return exact
 
-    def _narrow_output(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def _narrow_output(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if not self.on:
             return output
-        return (output[0][:, :1], *output[1:]) if isinstance(output, tuple) else output[:, :1]
+        self.packing = kwargs.get(PACKING)
+        return (self._first(output[0]), *output[1:]) if isinstance(output, tuple) else self._first(output)
 
     def _narrow_residual(self, module: nn.Module, args: Any) -> Any:
-        return (args[0], args[1][:, :1], *args[2:]) if self.on else args
+        return (args[0], self._first(args[1]), *args[2:]) if self.on else args
 
-
-def _few_tokens(model: Any) -> dict[str, torch.Tensor]:
-    words = model.get_input_embeddings().weight
-    shape = (len(_LENGTHS), max(_LENGTHS))
-    ids = torch.randint(len(words), shape, generator=torch.Generator().manual_seed(1))
-    mask = torch.tensor([[int(place < length) for place in range(shape[1])] for length in _LENGTHS])
-    return {"input_ids": ids.to(words.device), "attention_mask": mask.to(words.device)}
-
-
-@contextmanager
-def _shaken(model: nn.Module) -> Iterator[None]:
-    """Add noise to what is trained; put it back to the bit."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    kept = [parameter.detach().clone() for parameter in trained]
-    noise = torch.Generator().manual_seed(2)
-    try:
-        for parameter in trained:
-            shake = torch.randn(parameter.shape, generator=noise).mul_(0.05)
-            parameter.data.add_(shake.to(parameter.device, parameter.dtype))
-        yield
-    finally:
-        for parameter, value in zip(trained, kept, strict=True):
-            parameter.data.copy_(value)
+    def _first(self, states: torch.Tensor) -> torch.Tensor:
+        """Return each row's first token: (batch, 1, hidden); of packed rows, (1, batch, hidden)."""
+        return states[:, :1] if self.packing is None else states.index_select(1, self.packing.firsts)
