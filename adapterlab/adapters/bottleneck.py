@@ -107,8 +107,12 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the adapter's term, in x's dtype."""
-        y = self.up(self.activation(self.down(x.to(self.down.weight.dtype))))
-        return (self.dropout(y) * self.scaling).to(x.dtype)
+        inner = self.activation(self.down(x.to(self.down.weight.dtype)))
+        if isinstance(self.scaling, float) and self.scaling == 1:
+            y = self.up(inner)
+        else:  # in the small matrix: what it gives is larger
+            y = nn.functional.linear(inner, self.up.weight * self.scaling, self.up.bias * self.scaling)
+        return self.dropout(y).to(x.dtype)
 
 
 @register_method("bottleneck", aliases=("adapter",))

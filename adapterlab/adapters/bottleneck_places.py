@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -56,7 +58,10 @@ class BesideSublayer(Place):
             if adapter.variant != "pfeiffer":
                 total = total + adapter(s if adapter.variant == "houlsby" else r)
         behind = [adapter for adapter in adapters if adapter.variant == "pfeiffer"]
-        return total + sum(adapter(total + r) for adapter in behind) if behind else total
+        if not behind:
+            return total
+        y = total + r
+        return total + _sum(adapter(y) for adapter in behind)
 
 
 class Tap:
@@ -75,7 +80,7 @@ class BehindNorm(Place):
 
     def add(self, module: nn.Module, args: Any, output: Any, adapters: list[Any]) -> torch.Tensor:
         """Return the norm of the sum with the terms."""
-        return module.forward(args[0] + sum(adapter(output) for adapter in adapters))
+        return module.forward(args[0] + _sum(adapter(output) for adapter in adapters))
 
 
 class BehindLayer(Place):
@@ -88,4 +93,8 @@ class BehindLayer(Place):
                 f"a bottleneck adapter stands behind {type(module).__name__}, which gives a {type(output).__name__}: "
                 "hidden states are needed, alone or first in a tuple. Use 'lora' on this architecture."
             )
-        return output + sum(adapter(output) for adapter in adapters)
+        return output + _sum(adapter(output) for adapter in adapters)
+
+
+def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    return reduce(torch.add, terms)  # `sum` begins with a 0, which is another pass over the first
