@@ -260,3 +260,21 @@ def test_what_can_be_computed_again_is_not_kept(tiny, batch, architecture, read,
     model.gradient_checkpointing_enable()
     model(**batch).loss.backward()
     assert torch.isfinite(model.get_submodule(computed).lora_A["default"].weight.grad).all()
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "bottleneck", "ia3"])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_backward_stops_at_the_lowest_adapter(tiny, batch, architecture, method):
+    model = adapterlab.attach(tiny(architecture), method, layers=[1]).train()
+    states = {}
+    for name, module in model.named_modules():
+        if name.endswith((".layer.0", ".layer.1", ".h.0", ".h.1")):
+            module.register_forward_hook(
+                lambda module, args, output, name=name: states.update(
+                    {name[-1]: output[0] if isinstance(output, tuple) else output}
+                )
+            )
+    model(**batch).loss.backward()
+    assert not states["0"].requires_grad
+    assert states["1"].requires_grad
+    assert all(p.grad is None for name, p in model.named_parameters() if ".0." in name)
