@@ -92,12 +92,13 @@ def _measure(prepared: Prepared, folder: RunFolder) -> Estimate:
         train = Dataset.from_list([*islice(train, per_step * (_MEASURED + _WARM))])
     sample = _spread_over_lengths(train, per_step, min(_MEASURED, steps))
     chosen = {**rows, "train": sample}
+    console = Console(quiet=True)
     trainer = build_trainer(
         recipe, prepared.task, prepared.model, prepared.tokenizer, prepared.splits, chosen, folder,
-        Narrator(Console(quiet=True), []),
+        Narrator(console, []),
     )  # fmt: skip
     lower, began = prepared.lower, time.perf_counter()
-    with read_from_disk(trainer, lower, folder.path) as states, lean(prepared.model):
+    with read_from_disk(trainer, lower, folder.path, console) as states, lean(prepared.model):
         filling = (time.perf_counter() - began) * lower.tokens / states.tokens if lower and states else 0.0
         seconds = _time_steps(trainer, len(sample) // per_step, steps)
         evaluation = _time_evaluation(trainer, rows["eval"], recipe.optim.eval_batch_size)

@@ -123,7 +123,7 @@ def _train_and_report(
     pace = Pace()
     trainer.add_callback(pace)
     started = time.perf_counter()
-    with narrator, read_from_disk(trainer, prepared.lower, folder.path), lean(model):
+    with narrator, read_from_disk(trainer, prepared.lower, folder.path, console), lean(model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     told = len(task.notes)

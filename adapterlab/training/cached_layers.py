@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from rich.console import Console
 
+from adapterlab.data.sources import bars_only_on_terminal
 from adapterlab.errors import RunFolderError
 from adapterlab.training.lower_layers import (
     KEY,
@@ -60,7 +62,9 @@ def room_for(lower: LowerLayers, folder: str) -> str:
 
 
 @contextmanager
-def read_from_disk(trainer: TaskTrainer, lower: LowerLayers | None, folder: Path) -> Iterator[LowerStates | None]:
+def read_from_disk(
+    trainer: TaskTrainer, lower: LowerLayers | None, folder: Path, console: Console
+) -> Iterator[LowerStates | None]:
     """Have a trainer's steps begin above the lower layers inside the `with` block; its evaluations run all of them.
 
     Before that, those are computed for the rows to train on. The file has no name where the system can do that, so
@@ -76,13 +80,15 @@ def read_from_disk(trainer: TaskTrainer, lower: LowerLayers | None, folder: Path
     with tempfile.TemporaryFile(dir=folder) as file:
         states = LowerStates(lower, rows, file)
         try:
-            states.compute(rows, collate, int(trainer.args.per_device_eval_batch_size))
+            with console.status("computing the lower layers"):
+                states.compute(rows, collate, int(trainer.args.per_device_eval_batch_size))
         except OSError as error:
             raise RunFolderError(
                 f"{KEY}: the lower layers' output can't be written in '{folder}': {error.strerror or error}."
             ) from None
-        trainer.train_dataset, trainer.data_collator = rows.add_column(ROW_NUMBER, range(len(rows))), _numbered(collate)
-        trainer.lower_states = states
+        with bars_only_on_terminal():
+            trainer.train_dataset = rows.add_column(ROW_NUMBER, range(len(rows)))
+        trainer.data_collator, trainer.lower_states = _numbered(collate), states
         try:
             with replaced(lower.modules, states.skipping):
                 yield states
