@@ -47,16 +47,16 @@ def room_for(lower: LowerLayers, folder: str) -> str:
     Raises:
         RunFolderError: the disk is too full for it.
     """
-    wanted = Path(folder).absolute()
+    share, wanted = f"{len(lower.modules)} of {lower.of}", Path(folder).absolute()
     free = shutil.disk_usage(next(path for path in (wanted, *wanted.parents) if path.is_dir())).free
     if free < lower.bytes:
         raise RunFolderError(
-            f"{KEY}: the output of the lower {lower.share} layers takes {size(lower.bytes)} ({lower.tokens:,} tokens "
+            f"{KEY}: the output of the lower {share} layers takes {size(lower.bytes)} ({lower.tokens:,} tokens "
             f"of {lower.width:,} bytes), and the disk of run.dir '{folder}' has {size(free)} left. Make room, set "
             f"run.dir to a folder on another disk, or leave the option out."
         )
     return (
-        f"The lower {lower.share} layers are computed once, without their dropout and the embeddings', and read from "
+        f"The lower {share} layers are computed once, without their dropout and the embeddings', and read from "
         f"disk in each step ({KEY}): {size(lower.bytes)} in {folder} until training ends."
     )
 

@@ -31,6 +31,7 @@ class LowerLayers:
     task: Task
     model: Any
     modules: tuple[nn.Module, ...]
+    of: int  # all layers
     parts: tuple[int, ...]  # of the tuple that each of them returns; 0: it returns a tensor
     number_format: str
     tokens: int  # of the rows
@@ -40,11 +41,6 @@ class LowerLayers:
     def bytes(self) -> int:
         """The hidden states of all tokens."""
         return self.tokens * self.width
-
-    @property
-    def share(self) -> str:
-        """How many of the layers these are, e.g. "3 of 6"."""
-        return f"{len(self.modules)} of {len(need_guests(self.model).backbone.layers)}"
 
 
 class Enough(Exception):  # noqa: N818 (no error)
@@ -68,7 +64,8 @@ def find_lower_layers(task: Task, model: Any, tokenizer: Any, rows: Any, number_
         ConfigError: something trained reaches the output of the lowest layer.
         BackboneError: this model, or this machine, can't begin in the middle.
     """
-    _check_kind(model)
+    name = type(model).__name__
+    _check_kind(model, name)
     order = by_length(rows)
     chosen = [rows[place] for place in {order[len(order) // 2], order[-1]}]  # so that one is padded
     batch = batch_of(task.collator(tokenizer), chosen, model)
@@ -79,7 +76,7 @@ def find_lower_layers(task: Task, model: Any, tokenizer: Any, rows: Any, number_
         with torch.enable_grad(), replaced(layers, whole):
             task.forward(model, batch)
         if whole.order != list(range(len(layers))):
-            raise BackboneError(f"{KEY}: {_name(model)}'s layers don't run one after the other, once each. {_WITHOUT}")
+            raise BackboneError(f"{KEY}: {name}'s layers don't run one after the other, once each. {_WITHOUT}")
         states = [hidden_of(output) for output in whole.outputs]
         count = next((place for place, one in enumerate(states) if one.requires_grad), len(layers))
         if not count:
@@ -88,6 +85,7 @@ def find_lower_layers(task: Task, model: Any, tokenizer: Any, rows: Any, number_
             task=task,
             model=model,
             modules=tuple(layers[:count]),
+            of=len(layers),
             parts=tuple(len(output) if isinstance(output, tuple) else 0 for output in whole.outputs[:count]),
             number_format=number_format,
             tokens=sum(map(tokens_of, rows["input_ids"])),
@@ -100,7 +98,7 @@ def find_lower_layers(task: Task, model: Any, tokenizer: Any, rows: Any, number_
     pairs = zip(states[count:], map(hidden_of, upper.outputs), strict=True)
     if not all(_same(packed(one.detach(), real), packed(other, real)) for one, other in pairs):
         raise BackboneError(
-            f"{KEY}: the upper layers of {_name(model)} compute something else when the lower ones don't run. They are "
+            f"{KEY}: the upper layers of {name} compute something else when the lower ones don't run. They are "
             f"given more than hidden states, or a {task.type} task reads a row differently each time. {_WITHOUT}"
         )
     return lower
@@ -180,20 +178,18 @@ def evaluating(model: Any, number_format: str) -> Iterator[None]:
         model.train(training)
 
 
-def _check_kind(model: Any) -> None:
+def _check_kind(model: Any, name: str) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 or is_sharded(model) or torch.cuda.device_count() > 1:
         raise BackboneError(
-            f"{KEY}: this works in one process on one device: others would each need the whole cache. Start a single "
-            f"one (CUDA_VISIBLE_DEVICES=0). {_WITHOUT.replace('Leave', 'Or leave')}"
+            f"{KEY}: it works in one process on one device only, since each would need the whole cache. Start a single "
+            "one (CUDA_VISIBLE_DEVICES=0), or leave the option out."
         )
     if getattr(model.config, "is_encoder_decoder", False):
-        raise BackboneError(
-            f"{KEY}: {_name(model)} is an encoder-decoder, whose layers are two stacks and not one. {_WITHOUT}"
-        )
+        raise BackboneError(f"{KEY}: {name} is an encoder-decoder, whose layers are two stacks and not one. {_WITHOUT}")
     if getattr(model.config, "layerdrop", 0):
         raise BackboneError(
-            f"{KEY}: {_name(model)} leaves out layers by chance while it trains (layerdrop={model.config.layerdrop}), "
+            f"{KEY}: {name} leaves out layers by chance while it trains (layerdrop={model.config.layerdrop}), "
             f"and the lowest that runs must not be one of them. {_WITHOUT}"
         )
 
@@ -254,7 +250,3 @@ def _placed(states: torch.Tensor, real: torch.Tensor, shape: torch.Size) -> torc
 
 def _same(some: torch.Tensor, others: torch.Tensor) -> bool:
     return torch.allclose(some.float(), others.float(), rtol=1e-3, atol=1e-3 * float(some.abs().max()))
-
-
-def _name(model: Any) -> str:
-    return type(model).__name__
