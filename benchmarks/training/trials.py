@@ -1,0 +1,136 @@
+"""Trials of the training rows: each in a process of its own, its result kept, so that a long row can be gone on with.
+
+    python -m benchmarks.training.trials ROW CONTENDER SEED SETTINGS
+
+runs one, with settings as JSON, and prints its result as the last line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+MODULES = {"4": "epoch", "4b": "target", "8": "masked", "9": "dialogues", "10": "cached"}
+Runner = Callable[["Trial"], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One contender's run with one seed. `settings` hold all that its result depends on, the machine included."""
+
+    row: str
+    contender: str
+    seed: int
+    settings: Mapping[str, Any]
+
+
+def threads() -> int:
+    """Return how many threads every contender gets."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() else len(os.sched_getaffinity(0))
+
+
+def surroundings() -> dict[str, Any]:
+    """Return what else a result depends on: threads, CPU, versions, and the sources of adapterlab."""
+    sources = hashlib.sha256()
+    for file in sorted((ROOT / "adapterlab").rglob("*.py")):
+        sources.update(file.read_bytes())
+    return {
+        "threads": threads(),
+        "cpu": _cpu(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
+        "sources": sources.hexdigest()[:12],
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def results_of(trials: Iterable[Trial], file: Path, runner: Runner | None = None) -> list[dict[str, Any]]:
+    """Return the results of trials in their order; those that `file` doesn't have yet are run and appended to it.
+
+    Args:
+        file: JSON lines, one a trial, written as each ends. A line that was cut short doesn't count.
+        runner: what runs a trial that isn't there; by default a process of its own.
+    """
+    runner = runner or in_its_own_process
+    known = read(file)
+    found = []
+    for trial in trials:
+        asked = _plain(asdict(trial))
+        line = next((old for old in known if all(old.get(key) == value for key, value in asked.items())), None)
+        if line is None:
+            print(f"row {trial.row}: {trial.contender}, seed {trial.seed} ...", file=sys.stderr, flush=True)
+            line = asked | {"at": datetime.now(UTC).isoformat(timespec="seconds"), "result": _plain(runner(trial))}
+            _append(file, line)
+            known.append(line)
+        found.append(line["result"])
+    return found
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of a results file."""
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def _append(file: Path, line: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cut_short = file.exists() and file.stat().st_size > 0 and not file.read_bytes().endswith(b"\n")
+    with file.open("a", encoding="utf-8") as out:
+        out.write("\n" * cut_short + json.dumps(line) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON gives it back, so that what was read equals what is asked."""
+    return json.loads(json.dumps(value))
+
+
+def in_its_own_process(trial: Trial) -> dict[str, Any]:
+    """Run a trial in a fresh process: nobody inherits another's allocator, threads or warm caches.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    count = str(trial.settings.get("threads", threads()))
+    environment = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", "benchmarks.training.trials", trial.row, trial.contender, str(trial.seed)]
+    done = subprocess.run(
+        [*command, json.dumps(dict(trial.settings))], cwd=ROOT, env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"row {trial.row}, {trial.contender}, seed {trial.seed}:\n{done.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    """Run the trial that the command line names."""
+    row, contender, seed, settings = sys.argv[1:]
+    module = importlib.import_module(f"benchmarks.training.{MODULES[row]}")
+    print("\n" + json.dumps(module.trial(contender, int(seed), json.loads(settings))))
+
+
+if __name__ == "__main__":
+    main()
