@@ -22,18 +22,18 @@ SETTINGS: dict[str, Any] = {"rows": 96, "batch": 8, "window": 256, "lr": 3e-4}
 QUICK: dict[str, Any] = {"rows": 32}
 ADAPTER = {"r": 8, "alpha": 16, "dropout": 0.05}
 LONGEST = 500  # characters of an answer
-LIBRARY = (
-    "argparse asyncio calendar collections configparser contextlib csv dataclasses datetime decimal difflib email enum "
-    "fractions functools heapq html http.client inspect ipaddress itertools json logging math os pathlib pickle random "
-    "re shutil socket sqlite3 statistics string subprocess tempfile textwrap threading tokenize traceback types typing "
-    "unittest urllib.parse urllib.request uuid weakref zipfile"
-).split()
+LIBRARY = """
+    argparse asyncio calendar collections configparser contextlib csv dataclasses datetime decimal difflib email
+    enum fractions functools heapq html http.client inspect ipaddress itertools json logging math os pathlib pickle
+    random re shutil socket sqlite3 statistics string subprocess tempfile textwrap threading tokenize traceback
+    types typing unittest urllib.parse urllib.request uuid weakref zipfile
+"""
 
 
 def dialogues(count: int) -> list[list[dict[str, str]]]:
     """Return so many dialogues of two messages, drawn from the standard library's docstrings."""
     found: dict[str, str] = {}
-    for name in LIBRARY:
+    for name in LIBRARY.split():
         module = importlib.import_module(name)
         for public in sorted(getattr(module, "__all__", dir(module))):
             thing = getattr(module, public, None)
@@ -47,12 +47,12 @@ def dialogues(count: int) -> list[list[dict[str, str]]]:
     ]
 
 
-def trial(contender: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+def trial(contender: str, seed: int, settings: dict[str, Any], cache: Path) -> dict[str, Any]:
     """Train one epoch; return dialogues and seconds. A step has about the same dialogues on both sides."""
     from transformers import AutoTokenizer
 
     every = dialogues(settings["rows"])
-    place = smollm(Path(settings["smollm"]))
+    place = smollm(cache / "smollm2")
     tokenizer = AutoTokenizer.from_pretrained(place)
     encoded = [encode(tokenizer, messages) for messages in every]
     tokens = sum(len(row["input_ids"]) for row in encoded)

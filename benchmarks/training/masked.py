@@ -21,11 +21,11 @@ QUICK: dict[str, Any] = {"train_rows": 512}
 SHARE = 0.15
 
 
-def trial(contender: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+def trial(contender: str, seed: int, settings: dict[str, Any], cache: Path) -> dict[str, Any]:
     """Train one epoch; return real tokens and seconds. A step has about the same real tokens on both sides."""
     from transformers import AutoTokenizer
 
-    train, test = rows(settings)
+    train, test = rows(settings, cache)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     lines = [row["text"] for row in train]
     encoded = tokenizer(lines, truncation=True, max_length=MAX_LENGTH, return_special_tokens_mask=True)

@@ -14,13 +14,12 @@ from benchmarks.training.clock import start_clock
 BATCH, MAX_LENGTH, WARMUP = 32, 128, 0.06
 ADAPTER = {"r": 8, "alpha": 16, "dropout": 0.1}
 LINEARS = r".*encoder\.layer.*(query|key|value|dense)"  # adapterlab's all-linear, in peft's words
-CACHE = Path(tempfile.gettempdir()) / "adapterlab-accuracy"
 Rows = list[dict[str, Any]]
 
 
-def rows(settings: dict[str, Any]) -> tuple[Rows, Rows]:
+def rows(settings: dict[str, Any], cache: Path) -> tuple[Rows, Rows]:
     """Return the training and the test rows, as many as the settings ask for (None: all)."""
-    train, test = read(ground_truth(CACHE), "movies")
+    train, test = read(ground_truth(cache / "ratings"), "movies")
     return train[: settings["train_rows"]], test[: settings["test_rows"]]
 
 

@@ -7,6 +7,7 @@ over three epochs.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from benchmarks.training.reviews import ours, regression, rows, through_trainer
@@ -18,9 +19,9 @@ SETTINGS: dict[str, Any] = {"train_rows": None, "test_rows": None, "epochs": 3, 
 QUICK: dict[str, Any] = {"train_rows": 640, "test_rows": 320, "every": 10}
 
 
-def trial(contender: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+def trial(contender: str, seed: int, settings: dict[str, Any], cache: Path) -> dict[str, Any]:
     """Train; return the curve of accuracies over the seconds of training."""
-    train, test = rows(settings)
+    train, test = rows(settings, cache)
     if contender == "logistic regression":
         return regression(train, test, seed)
     if contender == "ours":

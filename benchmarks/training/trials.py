@@ -1,8 +1,8 @@
 """Trials of the training rows: each in a process of its own, its result kept, so that a long row can be gone on with.
 
-    python -m benchmarks.training.trials ROW CONTENDER SEED SETTINGS
+    python -m benchmarks.training.trials ROW CONTENDER SEED SETTINGS CACHE
 
-runs one, with settings as JSON, and prints its result as the last line.
+runs one, with settings as JSON and a folder for what is fetched, and prints its result as the last line.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import importlib
 import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from adapterlab.environment import cpu_name
 
 ROOT = Path(__file__).parents[2]
 MODULES = {"4": "epoch", "4b": "target", "8": "masked", "9": "dialogues", "10": "cached"}
-Runner = Callable[["Trial"], dict[str, Any]]
+Runner = Callable[["Trial", Path], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -49,38 +50,29 @@ def surroundings() -> dict[str, Any]:
         sources.update(file.read_bytes())
     return {
         "threads": threads(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
         "sources": sources.hexdigest()[:12],
     }
 
 
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def results_of(trials: Iterable[Trial], file: Path, runner: Runner | None = None) -> list[dict[str, Any]]:
-    """Return the results of trials in their order; those that `file` doesn't have yet are run and appended to it.
+def result_of(trial: Trial, file: Path, cache: Path, runner: Runner | None = None) -> dict[str, Any]:
+    """Return a trial's result: from `file`, or else it is run, and the result appended there.
 
     Args:
         file: JSON lines, one a trial, written as each ends. A line that was cut short doesn't count.
-        runner: what runs a trial that isn't there; by default a process of its own.
+        cache: folder for what trials fetch.
+        runner: what runs it; by default a process of its own.
     """
-    runner = runner or in_its_own_process
-    known = read(file)
-    found = []
-    for trial in trials:
-        asked = _plain(asdict(trial))
-        line = next((old for old in known if all(old.get(key) == value for key, value in asked.items())), None)
-        if line is None:
-            print(f"row {trial.row}: {trial.contender}, seed {trial.seed} ...", file=sys.stderr, flush=True)
-            line = asked | {"at": datetime.now(UTC).isoformat(timespec="seconds"), "result": _plain(runner(trial))}
-            _append(file, line)
-            known.append(line)
-        found.append(line["result"])
-    return found
+    asked = _plain(asdict(trial))
+    for old in read(file):
+        if all(old.get(key) == value for key, value in asked.items()):
+            return cast(dict[str, Any], old["result"])
+    print(f"  {trial.contender}, seed {trial.seed} ...", end=" ", flush=True)
+    result = _plain((runner or in_its_own_process)(trial, cache))
+    print(f"{result['seconds']:.1f} s", flush=True)
+    _append(file, asked | {"at": datetime.now(UTC).isoformat(timespec="seconds"), "result": result})
+    return cast(dict[str, Any], result)
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -106,7 +98,7 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def in_its_own_process(trial: Trial) -> dict[str, Any]:
+def in_its_own_process(trial: Trial, cache: Path) -> dict[str, Any]:
     """Run a trial in a fresh process: nobody inherits another's allocator, threads or warm caches.
 
     Raises:
@@ -115,21 +107,18 @@ def in_its_own_process(trial: Trial) -> dict[str, Any]:
     count = str(trial.settings.get("threads", threads()))
     environment = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "benchmarks.training.trials", trial.row, trial.contender, str(trial.seed)]
-    done = subprocess.run(
-        [*command, json.dumps(dict(trial.settings))], cwd=ROOT, env=environment, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    command += [json.dumps(dict(trial.settings)), str(cache)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"row {trial.row}, {trial.contender}, seed {trial.seed}:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
+    return cast(dict[str, Any], json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def main() -> None:
     """Run the trial that the command line names."""
-    row, contender, seed, settings = sys.argv[1:]
+    row, contender, seed, settings, cache = sys.argv[1:]
     module = importlib.import_module(f"benchmarks.training.{MODULES[row]}")
-    print("\n" + json.dumps(module.trial(contender, int(seed), json.loads(settings))))
+    print("\n" + json.dumps(module.trial(contender, int(seed), json.loads(settings), Path(cache))))
 
 
 if __name__ == "__main__":
