@@ -24,7 +24,7 @@ from benchmarks import results_table
 from benchmarks.harness import NotHereError, Row, Settings, select
 
 # each has a tuple ROWS
-MODULES = ("steps",)
+MODULES = ("steps", "bottleneck_prefix", "folders", "growth")
 HERE = Path(__file__).parent
 
 
