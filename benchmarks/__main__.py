@@ -24,7 +24,7 @@ from benchmarks import results_table
 from benchmarks.harness import NotHereError, Row, Settings, select
 
 # each has a tuple ROWS
-MODULES = ("steps", "training.rows")
+MODULES = ("steps", "bottleneck_prefix", "folders", "growth", "training.rows")
 HERE = Path(__file__).parent
 
 

@@ -12,7 +12,7 @@ from adapterlab.errors import ConfigError
 from benchmarks.harness import Result, Row, Settings, in_order, machine
 
 BEGIN, END = "<!-- table of rows: python -m benchmarks --table -->", "<!-- end of the table of rows -->"
-HEAD = "| row | job | floor | ours | peers | ratios | goals | machine |\n|--:|---|--:|--:|--:|---|---|---|"
+HEAD = "| row | job | floor | ours | others | ratios | goals | machine |\n|--:|---|--:|--:|--:|---|---|---|"
 
 
 def record(row: Row, result: Result, settings: Settings, seconds: float) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def table(records: Iterable[dict[str, Any]]) -> str:
             medians = dict(part["medians"])
             unit = part["unit"]
             floor, ours = (_figure(medians.pop(name, None), unit) for name in ("floor", "ours"))
-            peers = ", ".join(f"{name} {_figure(value, unit)}" for name, value in medians.items())
-            ratios = ", ".join(f"{name} {value:.2f}" for name, value in part["ratios"].items())
+            peers = ", ".join(f"{name}: {_figure(value, unit)}" for name, value in medians.items())
+            ratios = ", ".join(f"{name}: {value:.2f}" for name, value in part["ratios"].items())
             # a goal for a job that wasn't measured is told with the first part
             mine = [g for g in found["goals"] if g["job"] == part["job"] or (g["met"] is None and not index)]
             goals = ", ".join(f"{goal['goal']}: {_verdict(goal['met'])}" for goal in mine)
@@ -90,7 +90,7 @@ def rewrite(readme: Path, records: Iterable[dict[str, Any]]) -> None:
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ConfigError(f"{readme}: the table goes between the lines '{BEGIN}' and '{END}', each of them once.")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n{table(records)}\n{END}{after}", encoding="utf-8")
+    readme.write_text(f"{before}{BEGIN}\n\n{table(records)}\n\n{END}{after}", encoding="utf-8")
 
 
 def _short(value: float | None) -> float | None:
