@@ -22,6 +22,7 @@ from adapterlab.pipeline import peak_memory
 from adapterlab.preparing import Prepared, prepare
 from adapterlab.pretrained import quiet
 from adapterlab.recipe import Recipe, load_recipe
+from adapterlab.training.cached_layers import read_from_disk
 from adapterlab.training.callbacks import Narrator
 from adapterlab.training.lean import lean
 from adapterlab.training.run_folder import RunFolder
@@ -45,6 +46,7 @@ class Estimate:
     memory: dict[str, int]  # by part
     peak_memory: int  # of the whole process (or on the GPU) while the steps were measured
     adapter_bytes: int
+    cache_bytes: int = 0  # on disk, of the lower layers' output
 
 
 class _Clock(TrainerCallback):
@@ -90,11 +92,14 @@ def _measure(prepared: Prepared, folder: RunFolder) -> Estimate:
         train = Dataset.from_list([*islice(train, per_step * (_MEASURED + _WARM))])
     sample = _spread_over_lengths(train, per_step, min(_MEASURED, steps))
     chosen = {**rows, "train": sample}
+    console = Console(quiet=True)
     trainer = build_trainer(
         recipe, prepared.task, prepared.model, prepared.tokenizer, prepared.splits, chosen, folder,
-        Narrator(Console(quiet=True), []),
+        Narrator(console, []),
     )  # fmt: skip
-    with lean(prepared.model):
+    lower, began = prepared.lower, time.perf_counter()
+    with read_from_disk(trainer, lower, folder.path, console) as states, lean(prepared.model):
+        filling = (time.perf_counter() - began) * lower.tokens / states.tokens if lower and states else 0.0
         seconds = _time_steps(trainer, len(sample) // per_step, steps)
         evaluation = _time_evaluation(trainer, rows["eval"], recipe.optim.eval_batch_size)
     evaluations = _evaluations(recipe, steps)
@@ -110,11 +115,12 @@ def _measure(prepared: Prepared, folder: RunFolder) -> Estimate:
         total=prepared.counts.total,
         steps=steps,
         step_seconds=seconds,
-        training_seconds=steps * seconds + evaluations * evaluation,
+        training_seconds=filling + steps * seconds + evaluations * evaluation,
         evaluation_seconds=evaluations * evaluation,
         memory=memory,
         peak_memory=peak,
         adapter_bytes=trained,
+        cache_bytes=lower.bytes if lower else 0,
     )
 
 

@@ -26,6 +26,7 @@ from adapterlab.pretrained import quiet
 from adapterlab.recipe import Recipe, dump_recipe, load_recipe
 from adapterlab.sharding import joins, whole
 from adapterlab.tasks import Predictions, ReportTable
+from adapterlab.training.cached_layers import read_from_disk
 from adapterlab.training.callbacks import Narrator, read_metrics
 from adapterlab.training.evidence import RunEvidence
 from adapterlab.training.lean import lean
@@ -122,7 +123,7 @@ def _train_and_report(
     pace = Pace()
     trainer.add_callback(pace)
     started = time.perf_counter()
-    with narrator, lean(model):
+    with narrator, read_from_disk(trainer, prepared.lower, folder.path, console), lean(model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     told = len(task.notes)

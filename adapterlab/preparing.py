@@ -24,8 +24,10 @@ from adapterlab.sharding import load_everywhere, shard_by_layer
 from adapterlab.tasks import Task
 from adapterlab.trainer_hooks import set_total_step
 from adapterlab.training import precision
+from adapterlab.training.cached_layers import room_for
 from adapterlab.training.groups import parameter_groups
 from adapterlab.training.loggers import check_loggers
+from adapterlab.training.lower_layers import LowerLayers, find_lower_layers
 from adapterlab.training.replay import General
 from adapterlab.training.run_folder import RunFolder
 from adapterlab.training.trainer import best_metric, planned_steps, row_count
@@ -46,6 +48,7 @@ class Prepared:
     counts: Summary
     notes: list[str]
     plain: Callable[[str], Any] | None  # encodes a split for the backbone that doesn't know the adapter's new tokens
+    lower: LowerLayers | None  # those to compute once, if the recipe wants that
 
 
 def prepare(recipe: Recipe, console: Console) -> Prepared:
@@ -100,8 +103,12 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     if fresh:
         notes.append(f"The backbone's files have no weights for {', '.join(fresh)}: trained with the adapter.")
     notes += [f"The backbone has the adapter {link['adapter']}, {_KEPT[link['kept']]}." for link in links]
+    lower = None
+    if recipe.optim.cache_lower_layers:
+        lower = find_lower_layers(task, model, tokenizer, rows["train"], number_format)
+        notes.append(room_for(lower, str(recipe.run.dir)))
     plain = (lambda split: encode(untouched, [split])[split]) if brought else None
-    return Prepared(recipe, task, splits, model, tokenizer, rows, summary(model), notes, plain)
+    return Prepared(recipe, task, splits, model, tokenizer, rows, summary(model), notes, plain, lower)
 
 
 def announce(prepared: Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> None:

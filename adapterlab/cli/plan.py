@@ -35,6 +35,7 @@ def estimate(recipe: Recipe, overrides: Overrides = None) -> None:
         ("memory", f"{size(found.peak_memory)} at the peak"),
         *((f"  {part}", size(amount)) for part, amount in found.memory.items()),
         ("adapter on disk", size(found.adapter_bytes)),
+        *([("cache on disk", f"{size(found.cache_bytes)} while it trains")] if found.cache_bytes else []),
     ):  # fmt: skip
         table.add_row(f"[bold]{name}[/bold]", value)
     out().print(table, highlight=False)

@@ -79,6 +79,11 @@ def check_task(draft: Draft) -> Problems:
         problems.append(
             (("optim", "label_smoothing"), f"a {kind} task has no classes to spread labels over: set it to 0.")
         )
+    if draft.section("optim").get("cache_lower_layers") and task.redraws:
+        problem = (
+            f"a {kind} task reads other tokens of a row in each epoch, so no layer's output stays: set it to false."
+        )
+        problems.append((("optim", "cache_lower_layers"), problem))
     best = draft.section("eval").get("best")
     measured = metrics or list(task.usual_metrics(options))
     if isinstance(best, str) and isinstance(measured, list):

@@ -258,6 +258,12 @@ class OptimSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations twice instead of keeping them: less memory, a third more time."
     )
+    cache_lower_layers: bool = Field(
+        False,
+        description="Compute the layers below the adapter once for each row to train on and read their output from "
+        "disk in each step; they and the embeddings drop nothing out then. For adapters in upper layers only "
+        "(adapter.layers). `adapterlab train --dry-run` says the disk use: tokens of train x hidden size x 4 bytes.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Number format of the backbone's maths. auto: what is fast here (see `adapterlab env`).",
@@ -305,4 +311,13 @@ class Recipe(Section):
     def _a_stream_has_an_end(self) -> Recipe:
         if self.data.streaming and self.optim.max_steps is None:
             raise ValueError("data.streaming: nobody knows how long the corpus is; set optim.max_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _a_stream_is_read_once(self) -> Recipe:
+        if self.data.streaming and self.optim.cache_lower_layers:
+            raise ValueError(
+                "optim.cache_lower_layers: a stream's rows are read once, so there is nothing to read again; set it to "
+                "false, or data.streaming"
+            )
         return self

@@ -54,6 +54,7 @@ class Task(ABC):
     documents: str | None = None  # how a txt's lines make rows; None takes each for one
     raw_text: ClassVar[bool] = False  # whether it reads corpora: streamed, replayed, told by the token
     counts_items: ClassVar[bool] = False  # whether `forward` divides its loss by the number of items it is given
+    redraws: ClassVar[bool] = False  # whether the model reads other tokens of a row each time it trains on it
     ahead: ClassVar[int] = 64  # batches that `predict` reads before it answers: it sorts them by length
     default_metrics: ClassVar[tuple[str, ...]]
     windows: ClassVar[bool] = False  # whether long texts can be read in windows

@@ -30,6 +30,7 @@ class MaskedWords(CorpusTask):
     """Learns to find masked words. In training each pass masks others; held-out text is always masked alike."""
 
     auto_class = "AutoModelForMaskedLM"
+    redraws = True
     mask_function = "create_bidirectional_mask"
     Options: ClassVar[type[MaskedWordsOptions]] = MaskedWordsOptions
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from adapterlab.training.loggers import logger_callbacks
 from adapterlab.training.run_folder import RunFolder
 from adapterlab.training.streaming import PlaceInCorpus
 
+ROW_NUMBER = "_number"  # a column of rows to train on whose lower layers are cached
+
 
 class TaskTrainer(Trainer):
     """A Trainer whose loss, outputs and metrics are the task's.
@@ -47,6 +50,7 @@ class TaskTrainer(Trainer):
     ) -> None:
         self.task, self.optim = task, optim
         self.final = False  # whether outputs are for good
+        self.lower_states: Any = None  # what the lower layers give, while it is read from disk
         super().__init__(
             compute_metrics=lambda output: measure(_in_order(output.predictions, self.eval_dataset)), **options
         )
@@ -66,7 +70,8 @@ class TaskTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Have the task compute the loss."""
-        loss, outputs = self.task.forward(model, inputs, num_items_in_batch)
+        with nullcontext() if self.lower_states is None else self.lower_states.of(inputs):
+            loss, outputs = self.task.forward(model, inputs, num_items_in_batch)
         if share := self.optim.label_smoothing:
             loss = (1 - share) * loss + share * self.task.spread(outputs, inputs, num_items_in_batch)
         if self.task.counts_items and num_items_in_batch is not None:
@@ -111,7 +116,7 @@ class TaskTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns: list[str] = list({*self._signature_columns, *self.task.extra_inputs})
+        self._signature_columns: list[str] = list({*self._signature_columns, *self.task.extra_inputs, ROW_NUMBER})
 
 
 def by_length(encoded: Any) -> list[int]:
