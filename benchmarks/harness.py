@@ -84,11 +84,13 @@ class Result:
         parts: one or several jobs.
         notes: sizes, how something was counted, what wasn't the same on both sides.
         versions: of what ran in other environments, by library.
+        rounds: that counted, where they aren't those of the command line.
     """
 
     parts: list[Part]
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    rounds: int | None = None
 
     def verdicts(self, goals: Iterable[Goal]) -> list[dict[str, Any]]:
         """Return for each goal, and each part that it is for, the value found and whether it is met.

@@ -22,7 +22,7 @@ def record(row: Row, result: Result, settings: Settings, seconds: float) -> dict
         "title": row.title,
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "machine": machine() | result.versions,
-        "rounds": settings.rounds,
+        "rounds": result.rounds or settings.rounds,
         "seconds": round(seconds, 1),
         "parts": [
             {

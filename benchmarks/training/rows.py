@@ -1,4 +1,4 @@
-"""Rows 4, 4b, 8 and 9: real training, ours through `adapterlab.run`, the peers through `transformers.Trainer`.
+"""Rows 4, 4b, 8, 9 and 10: real training, ours through `adapterlab.run`, the peers through `transformers.Trainer`.
 
 Each contender trains in a process of its own, with the same threads; within a seed they take turns. What is done is
 kept in results/trials.jsonl, so that a row that was stopped goes on; a change of adapterlab's sources, of versions, of
@@ -57,8 +57,7 @@ class Trials:
 
     def finished(self, parts: list[Part], *notes: str) -> Result:
         """Return what the row found, with how it was counted."""
-        said = f"{len(self.seeds)} seeds, each contender in a process of its own"
-        return Result(parts, [*self.notes, said, *notes])
+        return Result(parts, [*self.notes, "Each contender in a process of its own", *notes], rounds=len(self.seeds))
 
 
 def each(results: dict[str, list[dict[str, Any]]], key: str) -> dict[str, list[float]]:
@@ -154,6 +153,19 @@ def short_dialogues(settings: Settings) -> Result:
     )
 
 
+def cached_layers(settings: Settings) -> Result:
+    """Row 10."""
+    trials = Trials("10", settings)
+    found = trials.all(trials.module.CONTENDERS)
+    seconds = medians_of(each(found, "later"))
+    half, whole = (100 * statistics.mean(values) for values in each(found, "accuracy").values())
+    return trials.finished(
+        [Part("", seconds, "s", ratios_of(seconds, "all layers / ours"))],
+        "Seconds of the second of two epochs; the lower layers are computed once before the first, which isn't counted",
+        f"Test accuracy {half:.2f} %, adapters in all layers {whole:.2f} %",
+    )
+
+
 ROWS = (
     Row(
         "4",
@@ -189,6 +201,13 @@ ROWS = (
         "SmolLM2-135M instruction tuning on short dialogues",
         (Goal("at least 2 x peft + Trainer, padded", "ours / peft", least=2),),
         short_dialogues,
+        long=True,
+    ),
+    Row(
+        "10",
+        "later epochs of adapters in the upper half, the lower layers cached",
+        (Goal("at least 1.8 x as fast as adapters in all layers", "all layers / ours", least=1.8),),
+        cached_layers,
         long=True,
     ),
 )

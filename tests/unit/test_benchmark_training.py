@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # the benchmarks aren't installed
-
-from benchmarks.harness import Settings  # noqa: E402
-from benchmarks.training import rows, trials  # noqa: E402
-from benchmarks.training.clock import Clock  # noqa: E402
-from benchmarks.training.judging import behind, per_step, seconds_to, shown, target_of, time_in_theirs  # noqa: E402
-from benchmarks.training.trials import Trial, result_of  # noqa: E402
+from benchmarks.harness import Settings
+from benchmarks.training import rows, trials
+from benchmarks.training.clock import Clock
+from benchmarks.training.judging import behind, per_step, seconds_to, shown, target_of, time_in_theirs
+from benchmarks.training.trials import Trial, result_of
 
 CURVE = [
     {"seconds": 10.0, "accuracy": 0.70},
@@ -177,13 +173,20 @@ def test_rows_8_and_9_compare_what_is_done_in_a_second(measured, number, counted
     def made_up(trial):
         return {"seconds": 10.0 if trial.contender == "ours" else 21.0, "steps": 5, "tokens": 900, counted: 900}
 
-    if number == "9":
-        made_up_dialogues = made_up
-        made_up = lambda trial: made_up_dialogues(trial) | {"dialogues": 900}  # noqa: E731
     result, verdicts = measured(number, made_up)
     assert result.parts[0].medians["ours"] == 90
+    assert result.rounds == 3
     assert verdicts["ours / peft"]["value"] == pytest.approx(2.1)
     assert verdicts["ours / peft"]["met"]
+
+
+def test_row_10_compares_the_second_epochs(measured):
+    def made_up(trial):
+        return {"seconds": 99.0, "later": 10.0 if trial.contender == "ours" else 19.0, "accuracy": 0.8}
+
+    _, verdicts = measured("10", made_up)
+    assert verdicts["all layers / ours"]["value"] == pytest.approx(1.9)
+    assert verdicts["all layers / ours"]["met"]
 
 
 def test_the_clock_stands_still_during_evaluations_and_ends_training_at_the_target(monkeypatch):
