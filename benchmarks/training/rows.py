@@ -70,6 +70,12 @@ def rates(results: dict[str, list[dict[str, Any]]], what: str) -> dict[str, floa
     return medians_of({n: [r[what] / r["seconds"] for r in found] for n, found in results.items()})
 
 
+def work(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the CPU time of each contender; where other programs ran, it tells more than the seconds."""
+    said = medians_of(each(results, "cpu_seconds"))
+    return "CPU seconds, of all threads: " + ", ".join(f"{name} {value:.0f}" for name, value in said.items())
+
+
 def accuracies(results: dict[str, list[dict[str, Any]]]) -> Part:
     """Return the means over the seeds, and how far we are behind each peer in units of noise."""
     found = each(results, "accuracy")
@@ -87,6 +93,7 @@ def one_epoch(settings: Settings) -> Result:
         [Part("", seconds, "s", ratios_of(seconds, *names)), accuracies(found)],
         f"{found['ours'][0]['steps']} steps of 32 rows, the same for all; seconds of the training loop: loading, "
         "tokenising, evaluation and saving don't count",
+        work(found),
         "Noise: two standard errors of the difference of the means, or half a point if that is more",
     )
 
@@ -121,7 +128,8 @@ def to_the_target(settings: Settings) -> Result:
     )
     return trials.finished(
         [Part("", medians_of(spent), "s", {name: statistics.median(values) for name, values in ratios.items()})],
-        f"Test accuracy every {trials.options['every']} steps, the clock stopped; full: the faster of its two rates",
+        f"Test accuracy every {trials.options['every']} steps, the clock stopped; full: the faster of its two rates; "
+        "of who never gets there, all seconds",
         *notes,
     )
 
@@ -136,6 +144,7 @@ def masked_words(settings: Settings) -> Result:
         [Part("", pace, "tokens/s", ratios_of(pace, "ours / peft"))],
         f"One epoch of {trials.options['train_rows']} movie-review snippets; padding isn't counted; tokens a step: "
         f"{steps}",
+        work(found),
     )
 
 
@@ -150,6 +159,7 @@ def short_dialogues(settings: Settings) -> Result:
         [Part("", pace, "dialogues/s", ratios_of(pace, "ours / peft"))],
         f"One epoch of {trials.options['rows']} questions and answers of {mean:.0f} tokens on average, "
         f"made of docstrings of Python's standard library; steps: {steps}",
+        work(found),
     )
 
 
@@ -163,6 +173,7 @@ def cached_layers(settings: Settings) -> Result:
         [Part("", seconds, "s", ratios_of(seconds, "all layers / ours"))],
         "Seconds of the second of two epochs; the lower layers are computed once before the first, which isn't counted",
         f"Test accuracy {half:.2f} %, adapters in all layers {whole:.2f} %",
+        work(found),
     )
 
 

@@ -22,6 +22,8 @@ CURVE = [
     {"seconds": 40.0, "accuracy": 0.83},
 ]
 
+CPU = {"cpu_seconds": 12.0}
+
 
 def test_the_target_is_a_point_below_the_best_that_any_curve_ever_reached():
     assert target_of([CURVE, [{"seconds": 5.0, "accuracy": 0.79}]]) == pytest.approx(0.82)
@@ -131,7 +133,12 @@ def test_row_4_tells_speed_and_accuracy_over_the_seeds(measured):
     accuracy = {"ours": 0.83, "peft": 0.84, "peft, best": 0.832}
 
     def made_up(trial):
-        return {"seconds": seconds[trial.contender] + trial.seed, "accuracy": accuracy[trial.contender], "steps": 211}
+        return {
+            "seconds": seconds[trial.contender] + trial.seed,
+            "accuracy": accuracy[trial.contender],
+            "steps": 211,
+            **CPU,
+        }
 
     result, verdicts = measured("4", made_up)
     assert result.parts[0].medians == {"ours": 11, "peft": 46, "peft, best": 16}
@@ -171,7 +178,7 @@ def test_row_4b_says_never_where_the_target_is_out_of_reach(measured):
 @pytest.mark.parametrize(("number", "counted"), [("8", "tokens"), ("9", "dialogues")])
 def test_rows_8_and_9_compare_what_is_done_in_a_second(measured, number, counted):
     def made_up(trial):
-        return {"seconds": 10.0 if trial.contender == "ours" else 21.0, "steps": 5, "tokens": 900, counted: 900}
+        return {"seconds": 10.0 if trial.contender == "ours" else 21.0, "steps": 5, "tokens": 900, counted: 900, **CPU}
 
     result, verdicts = measured(number, made_up)
     assert result.parts[0].medians["ours"] == 90
@@ -182,7 +189,7 @@ def test_rows_8_and_9_compare_what_is_done_in_a_second(measured, number, counted
 
 def test_row_10_compares_the_second_epochs(measured):
     def made_up(trial):
-        return {"seconds": 99.0, "later": 10.0 if trial.contender == "ours" else 19.0, "accuracy": 0.8}
+        return {"seconds": 99.0, "later": 10.0 if trial.contender == "ours" else 19.0, "accuracy": 0.8, **CPU}
 
     _, verdicts = measured("10", made_up)
     assert verdicts["all layers / ours"]["value"] == pytest.approx(1.9)
