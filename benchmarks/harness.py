@@ -65,7 +65,7 @@ class Part:
 
     Args:
         job: what was done, where a row has several; "" if it is the row's title.
-        medians: by contender; "floor" and "ours" have columns of their own in the table, all others, e.g. "peft", share one.
+        medians: by contender; "floor" and "ours" have columns of their own in the table, the others share one.
         unit: of the medians, e.g. "ms", "s", "MB", "%".
         ratios: by name; `ratios_of(medians, "ours / floor")` makes those of two medians.
     """
