@@ -7,7 +7,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -124,7 +124,7 @@ class Row:
     long: bool = False
 
 
-def select(rows: Iterable[Row], numbers: Iterable[str] = (), long: bool = False) -> list[Row]:
+def select(rows: Iterable[Row], numbers: Sequence[str] = (), long: bool = False) -> list[Row]:
     """Return the rows asked for by number; without numbers the short ones, and with `long` all.
 
     Raises:
