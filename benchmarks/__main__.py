@@ -17,6 +17,7 @@ import importlib
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 from adapterlab.errors import ConfigError
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.rounds < 1 or asked.layers < 1:
         parser.error("--rounds and --layers must be at least 1.")
+    warnings.simplefilter("ignore")  # libraries' words to each other
     try:
         if asked.table:
             results_table.rewrite(HERE / "README.md", results_table.read(asked.results))

@@ -96,7 +96,7 @@ def compare(method: str, settings: Settings, worker: Worker) -> tuple[Part, str]
 
 def measure(settings: Settings) -> Result:
     """Time both methods."""
-    parts, notes, about = [], [sizes(settings)], {}
+    parts, notes, about = [], [sizes(settings.layers)], {}
     for method in OPTIONS:
         with Worker(settings.cache, method, settings.layers, BATCH, LENGTH) as worker:
             part, spots = compare(method, settings, worker)

@@ -19,9 +19,8 @@ import torch
 
 import adapterlab
 from benchmarks.harness import Goal, Part, Result, Row, Settings, interleaved, medians_of, ratios_of
-from benchmarks.steps import LINEARS, bert
+from benchmarks.steps import LINEARS, WHOLE, bert
 
-LAYERS = 12
 CONFIG = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": LINEARS, "task_type": "SEQ_CLS"}
 
 
@@ -61,7 +60,7 @@ def refuses(base: torch.nn.Module, job: Callable[[Any], Any]) -> bool:
 
 def measure(settings: Settings) -> Result:
     """Time the three jobs."""
-    base = bert(LAYERS)
+    base = bert(WHOLE)
     with tempfile.TemporaryDirectory() as place:
         mine, other = Path(place) / "ours", Path(place) / "peft"
         attached = {"ours": ours(copy.deepcopy(base)), "peft": theirs(copy.deepcopy(base))}
@@ -96,7 +95,7 @@ def measure(settings: Settings) -> Result:
         raise RuntimeError("our load took an adapter for another backbone: nothing was verified.")
     peers = "too" if checks["peft"] else "does not"
     notes = [
-        f"{LAYERS} layers of BERT-base's width, all linears, r 8, fp32, random weights",
+        f"{WHOLE} layers of BERT-base's width, all linears, r 8, fp32, random weights",
         f"Load refuses a backbone whose weights differ in one layer: ours does, peft's {peers}",
     ]
     return Result(parts, notes)

@@ -7,7 +7,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,7 +65,7 @@ class Part:
 
     Args:
         job: what was done, where a row has several; "" if it is the row's title.
-        medians: by contender; "floor" and "ours" have columns of their own in the table, all others, e.g. "peft", share one.
+        medians: by contender; "floor" and "ours" have columns of their own in the table, the others share one.
         unit: of the medians, e.g. "ms", "s", "MB", "%".
         ratios: by name; `ratios_of(medians, "ours / floor")` makes those of two medians.
     """
@@ -126,7 +126,7 @@ class Row:
     long: bool = False
 
 
-def select(rows: Iterable[Row], numbers: Iterable[str] = (), long: bool = False) -> list[Row]:
+def select(rows: Iterable[Row], numbers: Sequence[str] = (), long: bool = False) -> list[Row]:
     """Return the rows asked for by number; without numbers the short ones, and with `long` all.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ def record(row: Row, result: Result, settings: Settings, seconds: float) -> dict
         "title": row.title,
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "machine": machine() | result.versions,
+        "load": round(os.getloadavg()[0], 1),  # processes that wanted a core, this one's threads among them
         "rounds": result.rounds or settings.rounds,
         "seconds": round(seconds, 1),
         "parts": [

@@ -32,6 +32,7 @@ from benchmarks.harness import (
 )
 
 BATCH, LENGTH = 16, 128
+WHOLE = 12  # layers of BERT-base
 QV = ["query", "value"]
 LINEARS = r".*encoder\.layer.*(query|key|value|dense)"  # adapterlab's all-linear, in peft's words
 TOTAL = 10_000  # steps of AdaLoRA's schedule: the timed ones are where it prunes
@@ -81,15 +82,15 @@ def lora(base: torch.nn.Module, targets: Any) -> dict[str, torch.nn.Module]:
     return {"floor": frozen(base), "ours": ours, "peft": peft.get_peft_model(copy.deepcopy(base), config)}
 
 
-def sizes(settings: Settings) -> str:
+def sizes(layers: int) -> str:
     """Return the note on what was run."""
-    return f"{settings.layers} layers of BERT-base's width, {BATCH} x {LENGTH} tokens, random weights"
+    return f"{layers} layers of BERT-base's width, {BATCH} x {LENGTH} tokens, random weights"
 
 
 def compared(contenders: dict[str, Callable[[], None]], settings: Settings) -> Result:
     """Time floor, ours and peft in turns."""
     medians = medians_of(interleaved(contenders, settings.rounds), 1000)
-    notes = [sizes(settings), f"Of our step: {hot_spots(contenders['ours'])}"]
+    notes = [sizes(settings.layers), f"Of our step: {hot_spots(contenders['ours'])}"]
     return Result([Part("", medians, "ms", ratios_of(medians, "ours / floor", "peft / ours"))], notes)
 
 
@@ -135,10 +136,10 @@ def kept(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> float:
 
 
 def memory(settings: Settings) -> Result:
-    """Measure what the step of row 1 saves for backward."""
+    """Measure what the step of row 1 saves for backward: all of BERT-base's layers, as there is nothing to repeat."""
     batch = tokens()
-    medians = {name: kept(model, batch) for name, model in lora(bert(settings.layers), "all-linear").items()}
-    notes = [sizes(settings), "One pass each: it is the same every time"]
+    medians = {name: kept(model, batch) for name, model in lora(bert(WHOLE), "all-linear").items()}
+    notes = [sizes(WHOLE), "One pass each: it is the same every time"]
     return Result([Part("", medians, "MB", ratios_of(medians, "ours / floor", "ours / peft"))], notes)
 
 
@@ -157,7 +158,7 @@ def adalora(settings: Settings) -> Result:
     steps = {name: whole_step(name, model, batch) for name, model in models.items()}
     medians = medians_of(interleaved(steps, settings.rounds), 1000)
     ratios = ratios_of(medians, "ours / our LoRA", "peft / ours")
-    return Result([Part("", medians, "ms", ratios)], [sizes(settings), "With AdamW and the rank budget"])
+    return Result([Part("", medians, "ms", ratios)], [sizes(settings.layers), "With AdamW and the rank budget"])
 
 
 def whole_step(name: str, model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:

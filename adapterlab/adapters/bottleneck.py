@@ -108,7 +108,10 @@ class Bottleneck(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the adapter's term, in x's dtype."""
         y = self.up(self.activation(self.down(x.to(self.down.weight.dtype))))
-        return (self.dropout(y) * self.scaling).to(x.dtype)
+        y = self.dropout(y)
+        if not isinstance(self.scaling, float) or self.scaling != 1.0:
+            y = y * self.scaling
+        return y.to(x.dtype)
 
 
 @register_method("bottleneck", aliases=("adapter",))

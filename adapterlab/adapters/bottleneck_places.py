@@ -75,7 +75,7 @@ class BehindNorm(Place):
 
     def add(self, module: nn.Module, args: Any, output: Any, adapters: list[Any]) -> torch.Tensor:
         """Return the norm of the sum with the terms."""
-        return module.forward(args[0] + sum(adapter(output) for adapter in adapters))
+        return module.forward(_plus_terms(args[0], output, adapters))
 
 
 class BehindLayer(Place):
@@ -88,4 +88,10 @@ class BehindLayer(Place):
                 f"a bottleneck adapter stands behind {type(module).__name__}, which gives a {type(output).__name__}: "
                 "hidden states are needed, alone or first in a tuple. Use 'lora' on this architecture."
             )
-        return output + sum(adapter(output) for adapter in adapters)
+        return _plus_terms(output, output, adapters)
+
+
+def _plus_terms(total: Any, read: torch.Tensor, adapters: list[Any]) -> Any:
+    for adapter in adapters:
+        total = total + adapter(read)
+    return total
