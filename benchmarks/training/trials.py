@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -20,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from adapterlab.environment import cpu_name
+from benchmarks.harness import machine
 
 ROOT = Path(__file__).parents[2]
 MODULES = {"4": "epoch", "4b": "target", "8": "masked", "9": "dialogues", "10": "cached"}
@@ -40,20 +39,18 @@ class Trial:
 def threads() -> int:
     """Return how many threads every contender gets."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() else len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return int(given) if given.isdigit() else cores
 
 
 def surroundings() -> dict[str, Any]:
-    """Return what else a result depends on: threads, CPU, versions, and the sources of adapterlab."""
+    """Return what else a result depends on: threads, processors, versions, and the sources of adapterlab."""
     sources = hashlib.sha256()
     for file in sorted((ROOT / "adapterlab").rglob("*.py")):
         sources.update(file.read_bytes())
-    return {
-        "threads": threads(),
-        "cpu": cpu_name(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
-        "sources": sources.hexdigest()[:12],
-    }
+    here = machine()
+    named = {name: here[name] for name in ("cpu", "gpu", "torch", "transformers", "peft")}
+    return {"threads": threads(), **named, "sources": sources.hexdigest()[:12]}
 
 
 def result_of(trial: Trial, file: Path, cache: Path, runner: Runner | None = None) -> dict[str, Any]:
