@@ -58,9 +58,22 @@ def attach(
         >>> model = AutoModelForSequenceClassification.from_pretrained("bert-base-uncased")
         >>> adapterlab.attach(model, "lora", r=8)
     """
+    return attach_to(model, method, name, labels, new_tokens, options)
+
+
+def attach_to(
+    model: M,
+    method: str | MethodConfig | dict[str, Any],
+    name: str,
+    labels: Sequence[str] | int | None,
+    new_tokens: Mapping[str, Sequence[int]] | None,
+    options: dict[str, Any],
+    print_: dict[str, Any] | None = None,
+) -> M:
+    """Do what `attach` does, for a backbone whose fingerprint may be known already."""
     method_name, config = _read_method(method, options)
     own_labels = read_labels(labels)
-    guests = _admit(model, name)
+    guests = _admit(model, name, print_)
     guest = Guest(name, method_name, config)
     before = list(guests.active)
     try:
@@ -225,7 +238,7 @@ def _read_method(method: str | MethodConfig | dict[str, Any], options: dict[str,
     return METHODS.canonical(method), parse_config(method, options)
 
 
-def _admit(model: nn.Module, name: str) -> Guests:
+def _admit(model: nn.Module, name: str, print_: dict[str, Any] | None) -> Guests:
     """Return the model's guest list, made if this is the first; refuse what can't become a host."""
     if isinstance(name, str) and (hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name)):
         raise AdapterError(f"name '{name}' is one that torch uses for modules; choose another, e.g. '{name}-1'.")
@@ -253,7 +266,7 @@ def _admit(model: nn.Module, name: str) -> Guests:
     trainable = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
     problem_type = getattr(model.config, "problem_type", None)
     guests = Guests(backbone, trainable, labels_of(model), problem_type, next(model.parameters()).dtype)
-    guests.fingerprint = fingerprint(model, backbone)
+    guests.fingerprint = print_ or fingerprint(model, backbone)
     keep_guests(model, guests)
     trainer_hooks.install(model)
     model.__dict__["save_pretrained"] = types.MethodType(trainer_hooks.save_pretrained, model)

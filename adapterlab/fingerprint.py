@@ -28,7 +28,7 @@ def fingerprint(model: nn.Module, backbone: Backbone) -> dict[str, Any] | None:
     Returns:
         None where the weights aren't here (meta device, sharded by a launcher).
     """
-    samples, scales, shapes = [], [], []
+    samples, shapes = [], []
     dtype = ""
     for path, tensor in _tensors(model, backbone):
         if tensor.is_meta or not tensor.numel() or _is_part(tensor):
@@ -36,23 +36,22 @@ def fingerprint(model: nn.Module, backbone: Backbone) -> dict[str, Any] | None:
         if not tensor.is_floating_point():
             continue
         flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(1, len(flat) // _SAMPLE) | 1][:_SAMPLE].float()
-        samples.append(sample.to(torch.bfloat16))
-        scales.append(sample.square().mean().sqrt())
+        samples.append(flat[:: max(1, len(flat) // _SAMPLE) | 1][:_SAMPLE].float())
         shapes.append(f"{path} {list(tensor.shape)}")
         dtype = dtype or str(tensor.dtype).removeprefix("torch.")
     if not samples:
         return None
-    numbers = torch.cat([sample.cpu() for sample in samples]).view(torch.int16).numpy().tobytes()
+    numbers = torch.cat([sample.cpu() for sample in samples]).to(torch.bfloat16).view(torch.int16).numpy().tobytes()
     config: Any = model.config
-    every = max(1, len(scales) // _SCALES)
+    scaled = samples[:: max(1, len(samples) // _SCALES)][:_SCALES]
+    scales = torch.stack([sample.square().mean().sqrt() for sample in scaled])
     return {
         "model_type": backbone.model_type,
         "layers": len(backbone.layers),
         "hidden_size": getattr(config.get_text_config(), "hidden_size", None),
         "dtype": dtype,
         "digest": hashlib.sha256("\n".join(shapes).encode() + numbers).hexdigest(),
-        "scales": [float(f"{scale:.6g}") for scale in torch.stack(scales)[::every][:_SCALES].tolist()],
+        "scales": [float(f"{scale:.6g}") for scale in scales.tolist()],
     }
 
 

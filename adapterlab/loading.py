@@ -16,7 +16,7 @@ from adapterlab.adapter_folder import CONFIG, EXTRA, WEIGHTS, AdapterFiles, adap
 from adapterlab.adapters import METHODS, Method
 from adapterlab.adapters.targets import ALL_LINEAR
 from adapterlab.addresses import why_offline
-from adapterlab.attaching import activate, attach, detach
+from adapterlab.attaching import activate, attach_to, detach
 from adapterlab.backbones import describe
 from adapterlab.errors import AdapterError, AdapterFolderError, AdapterLabError, did_you_mean
 from adapterlab.fingerprint import fingerprint, in_words, same
@@ -80,13 +80,14 @@ def load(
     guests = guests_of(model)
     if guests is not None and name in guests.adapters:
         raise AdapterError(f"the model has an adapter '{name}' already; load this one with name='...'.")
+    print_ = None
     if not allow_mismatch:
-        _check_backbone(model, files)
+        print_ = _check_backbone(model, files)
         _check_chain(model, files)
     before = list(guests.active) if guests is not None else []
     try:
         options, labels = _options(method, files), _labels(model, files)
-        attach(model, method.name, name, labels=labels, new_tokens=tokens, **options)
+        attach_to(model, method.name, name, labels, tokens, options, print_)
         _fill(model, method, files, name)
     except Exception as error:  # whatever a stranger's file leads to, the model must be as it was
         guests = guests_of(model)
@@ -175,13 +176,14 @@ def _check_kind(model: nn.Module, files: AdapterFiles) -> None:
         )
 
 
-def _check_backbone(model: nn.Module, files: AdapterFiles) -> None:
+def _check_backbone(model: nn.Module, files: AdapterFiles) -> dict[str, Any] | None:
+    """Refuse a backbone that the adapter wasn't trained on; return the fingerprint of this one."""
     guests = guests_of(model)
     theirs, ours = files.extra.get("fingerprint"), guests.fingerprint if guests else fingerprint(model, describe(model))
     if theirs is not None and not isinstance(theirs, dict):
         raise AdapterFolderError(f"{files.folder / EXTRA}: fingerprint must be a mapping, and is {theirs!r}.")
     if theirs is None or ours is None or same(theirs, ours):
-        return
+        return ours
     address = files.fields.get("base_model_name_or_path") or "a backbone without a name"
     mine = getattr(model.config, "_name_or_path", "") or type(model).__name__
     raise AdapterFolderError(

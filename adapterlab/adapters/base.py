@@ -153,8 +153,9 @@ class Method(ABC):
         """Return the options that rebuild an adapter from its adapter_config.json and its tensors' names."""
 
     def _owns(self, path: str, name: str) -> bool:
-        parts = path.split(".")
-        return any(a.startswith(self.marker) and b == name for a, b in pairwise(parts))
+        if self.marker not in path:  # as in most of a model
+            return False
+        return any(a.startswith(self.marker) and b == name for a, b in pairwise(path.split(".")))
 
     def _key(self, path: str, name: str) -> str:
         parts = [part for part in path.split(".") if part != "base_layer"]

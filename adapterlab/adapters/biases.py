@@ -6,7 +6,7 @@ for the length of a forward pass only, so the backbone's own bias is never touch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -31,29 +31,28 @@ def copy_biases(modules: Iterable[nn.Module], name: str) -> int:
     return len(copies)
 
 
-def saved_biases(model: nn.Module, name: str, adapted: Iterable[str]) -> dict[str, nn.Parameter]:
+def saved_biases(model: nn.Module, name: str, adapted: Callable[[], Iterable[str]]) -> dict[str, nn.Parameter]:
     """Return an adapter's copies by the keys that peft gives them.
 
     Args:
-        adapted: paths of the modules that the adapter wraps; peft finds their biases in `base_layer`.
+        adapted: gives the paths of the modules that the adapter wraps; peft finds their biases in `base_layer`.
     """
-    wrapped = set(adapted)
-    found = {}
-    for path, module in _owners(model):
-        if name in _copies(module):
-            own = plain(path)
-            found[f"{own}.base_layer.bias" if own in wrapped else f"{own}.bias"] = _copies(module)[name]
-    return found
+    copies = {plain(path): _copies(module)[name] for path, module in _owners(model) if name in _copies(module)}
+    wrapped = set(adapted()) if copies else set()
+    return {f"{path}.base_layer.bias" if path in wrapped else f"{path}.bias": copy for path, copy in copies.items()}
 
 
 def lend_biases(model: nn.Module, names: list[str]) -> None:
     """Let the modules run with the copies of these adapters; where several have one, with the last one's."""
+    owners = [owner for _, owner in _owners(model)]
+    if not owners:  # and so no hooks: they go with the copies
+        return
     _take_off_hooks(model)
     hosts: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             hosts.setdefault(module.get_base_layer(), module)  # the outermost: DoRA reads the bias from outside
-    for _, owner in _owners(model):
+    for owner in owners:
         having = [name for name in names if name in _copies(owner)]
         if having:
             host = hosts.get(owner, owner)

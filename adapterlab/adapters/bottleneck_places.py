@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from functools import reduce
 from typing import Any
 
 import torch
@@ -58,10 +56,7 @@ class BesideSublayer(Place):
             if adapter.variant != "pfeiffer":
                 total = total + adapter(s if adapter.variant == "houlsby" else r)
         behind = [adapter for adapter in adapters if adapter.variant == "pfeiffer"]
-        if not behind:
-            return total
-        y = total + r
-        return total + _sum(adapter(y) for adapter in behind)
+        return _plus_terms(total, total + r, behind) if behind else total
 
 
 class Tap:
@@ -80,7 +75,7 @@ class BehindNorm(Place):
 
     def add(self, module: nn.Module, args: Any, output: Any, adapters: list[Any]) -> torch.Tensor:
         """Return the norm of the sum with the terms."""
-        return module.forward(args[0] + _sum(adapter(output) for adapter in adapters))
+        return module.forward(_plus_terms(args[0], output, adapters))
 
 
 class BehindLayer(Place):
@@ -93,8 +88,10 @@ class BehindLayer(Place):
                 f"a bottleneck adapter stands behind {type(module).__name__}, which gives a {type(output).__name__}: "
                 "hidden states are needed, alone or first in a tuple. Use 'lora' on this architecture."
             )
-        return output + _sum(adapter(output) for adapter in adapters)
+        return _plus_terms(output, output, adapters)
 
 
-def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
-    return reduce(torch.add, terms)  # `sum` begins with a 0, which is another pass over the first
+def _plus_terms(total: torch.Tensor, read: torch.Tensor, adapters: list[Any]) -> torch.Tensor:
+    for adapter in adapters:
+        total = total + adapter(read)
+    return total

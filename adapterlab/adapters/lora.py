@@ -223,7 +223,7 @@ class Lora(TunerMethod):
         """Return the trained parameters by the keys that peft gives them; tied biases are there twice."""
         parameters = self.parameters(model, name).items()
         found = {self._key(path, name): p for path, p in parameters if ".lora_biases." not in path}
-        return found | saved_biases(model, name, self.own_layers(model, name))
+        return found | saved_biases(model, name, lambda: self.own_layers(model, name))
 
     def _key(self, path: str, name: str) -> str:
         key = super()._key(path, name)

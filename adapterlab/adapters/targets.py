@@ -11,7 +11,7 @@ from torch import nn
 from adapterlab import token_rows
 from adapterlab.adapters.base import METHODS, MethodConfig
 from adapterlab.adapters.patterns import check_pattern, check_patterns, is_glob, matches
-from adapterlab.backbones import LINEAR, Backbone, Found
+from adapterlab.backbones import LINEAR, Backbone, Found, join
 from adapterlab.errors import BackboneError, did_you_mean
 
 ALL_LINEAR = "all-linear"
@@ -107,7 +107,7 @@ def _why_not(backbone: Backbone, unmatched: list[str], everywhere: list[Found], 
 def name_endings(model: nn.Module, backbone: Backbone, paths: set[str]) -> list[str]:
     """Return the shortest way to say `paths`: endings relative to a layer if they name nothing else."""
     relative = sorted({_relative(backbone, path) for path in paths})
-    every = {module.path for module in _free((Found(*item) for item in model.named_modules()), [])}
+    every = {plain(module.path) for module in own_modules(model)}
     matched = {path for path in every if any(matches(ending, path) for ending in relative)}
     return relative if matched == paths else sorted(paths)
 
@@ -120,10 +120,17 @@ def plain(path: str) -> str:
 def own_modules(model: nn.Module) -> Iterable[Found]:
     """Yield the model's modules that no adapter brought, by the path that they have now."""
     markers = tuple(method.marker for _, method in METHODS)
-    for path, module in model.named_modules():
-        parts = path.split(".")
-        if parts[0] != token_rows.CHILD and not any(part.startswith(markers) for part in parts):
-            yield Found(path, module)
+    seen, waiting = set(), [Found("", model)]
+    while waiting:
+        path, module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        yield Found(path, module)
+        inside = [(name, child) for name, child in module.named_children() if not name.startswith(markers)]
+        waiting += [
+            Found(join(path, name), child) for name, child in reversed(inside) if path or name != token_rows.CHILD
+        ]
 
 
 def is_inside(path: str, endings: Iterable[str]) -> bool:

@@ -89,11 +89,7 @@ class TunerMethod(Method):
 
     def own_layers(self, model: nn.Module, name: str) -> dict[str, Any]:
         """Return the layers that hold the adapter, by the path that they have in the plain model."""
-        return {
-            plain(path): layer
-            for path, layer in self.layers(model).items()
-            if name in layer._all_available_adapter_names()
-        }
+        return {plain(path): layer for path, layer in self.layers(model).items() if _holds(layer, name)}
 
     def remove(self, model: nn.Module, name: str) -> None:
         """Delete the adapter; a wrapper that holds no other gives its linear back."""
@@ -109,7 +105,8 @@ class TunerMethod(Method):
     def activate(self, model: nn.Module, names: list[str]) -> None:
         """Switch the wrappers."""
         for layer in self.layers(model).values():
-            layer.set_adapter(names)
+            if layer.active_adapters != names:
+                layer.set_adapter(names)
             layer._disable_adapters = not names
 
     def slow_because(self, model: nn.Module, name: str) -> str | None:
@@ -144,6 +141,12 @@ class TunerMethod(Method):
         """Take the targets from the tensors' names: peft may have found them by a regex, layers or exclusions."""
         targets = sorted({key.split(".lora_")[0] for key in keys if ".lora_" in key})
         return {"target_modules": targets, "layers": None, "oversized_rank": True}
+
+
+def _holds(layer: Any, name: str) -> bool:
+    """Whether the adapter is one of the layer's; peft can list them all, which takes longer."""
+    attributes = (getattr(layer, attribute) for attribute in (*layer.adapter_layer_names, *layer.other_param_names))
+    return any(name in attribute for attribute in attributes if hasattr(attribute, "keys"))
 
 
 def check_ranks(option: str, ranks: Mapping[str, int], targets: Sequence[Found], allowed: bool = False) -> None:

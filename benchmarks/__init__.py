@@ -1,0 +1,1 @@
+"""What adapterlab costs beside the frozen backbone and beside its peers: `python -m benchmarks`."""

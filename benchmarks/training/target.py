@@ -1,0 +1,33 @@
+"""Row 4b: training time until the test accuracy is within a point of full fine-tuning's best.
+
+Full fine-tuning trains for three epochs at two rates, measured every few steps with the clock stopped; the best it ever
+reaches, less a point, is the target of its seed. Ours and peft stop when they are there. All have a linear schedule
+over three epochs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.training.reviews import ours, regression, rows, through_trainer
+
+RATES = (5e-5, 1e-4)
+FULL = tuple(f"full {rate:g}" for rate in RATES)
+CONTENDERS = (*FULL, "ours", "peft", "logistic regression")
+SETTINGS: dict[str, Any] = {"train_rows": None, "test_rows": None, "epochs": 3, "every": 30, "lr": 1e-3, "target": None}
+QUICK: dict[str, Any] = {"train_rows": 640, "test_rows": 320, "every": 10}
+
+
+def trial(contender: str, seed: int, settings: dict[str, Any], cache: Path) -> dict[str, Any]:
+    """Train; return the curve of accuracies over the seconds of training."""
+    train, test = rows(settings, cache)
+    if contender == "logistic regression":
+        return regression(train, test, seed)
+    if contender == "ours":
+        return ours(train, test, settings, seed)
+    if contender in FULL:
+        settings = settings | {"lr": RATES[FULL.index(contender)], "peft": False, "best": False}
+    else:
+        settings = settings | {"peft": True, "best": False}
+    return through_trainer(train, test, settings, seed)
