@@ -22,9 +22,11 @@ from adapterlab.pipeline import peak_memory
 from adapterlab.preparing import Prepared, prepare
 from adapterlab.pretrained import quiet
 from adapterlab.recipe import Recipe, load_recipe
+from adapterlab.training import precision
 from adapterlab.training.callbacks import Narrator
 from adapterlab.training.lean import lean
 from adapterlab.training.run_folder import RunFolder
+from adapterlab.training.stored_bf16 import stored_bf16
 from adapterlab.training.trainer import TaskTrainer, build_trainer, by_length, planned_steps, row_count
 
 _WARM = 2  # steps that are run and not counted: allocations, kernels chosen for new shapes
@@ -94,13 +96,13 @@ def _measure(prepared: Prepared, folder: RunFolder) -> Estimate:
         recipe, prepared.task, prepared.model, prepared.tokenizer, prepared.splits, chosen, folder,
         Narrator(Console(quiet=True), []),
     )  # fmt: skip
-    with lean(prepared.model):
+    with lean(prepared.model), stored_bf16(prepared.model, precision.stores_bf16(prepared.number_format)):
         seconds = _time_steps(trainer, len(sample) // per_step, steps)
         evaluation = _time_evaluation(trainer, rows["eval"], recipe.optim.eval_batch_size)
+        weights = sum(p.nbytes for p in prepared.model.parameters() if not p.requires_grad)
     evaluations = _evaluations(recipe, steps)
     state = [p for p in prepared.model.parameters() if p.requires_grad]
     trained = sum(p.numel() * p.element_size() for p in state)
-    weights = sum(p.numel() * p.element_size() for p in prepared.model.parameters()) - trained
     memory = {"backbone": weights, "adapter and head": trained, "their gradients": trained, "optimizer": 2 * trained}
     peak = peak_memory()
     memory["activations, libraries, data"] = max(0, peak - sum(memory.values()))

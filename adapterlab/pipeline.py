@@ -26,6 +26,7 @@ from adapterlab.pretrained import quiet
 from adapterlab.recipe import Recipe, dump_recipe, load_recipe
 from adapterlab.sharding import joins, whole
 from adapterlab.tasks import Predictions, ReportTable
+from adapterlab.training import precision
 from adapterlab.training.callbacks import Narrator, read_metrics
 from adapterlab.training.evidence import RunEvidence
 from adapterlab.training.lean import lean
@@ -33,6 +34,7 @@ from adapterlab.training.plot import plot_history
 from adapterlab.training.report import ResultRow, final_table, write_report
 from adapterlab.training.resuming import check_resumable
 from adapterlab.training.run_folder import RunFolder
+from adapterlab.training.stored_bf16 import stored_bf16
 from adapterlab.training.streaming import Pace, go_on
 from adapterlab.training.trainer import best_metric, build_trainer, planned_steps, row_count
 
@@ -122,7 +124,7 @@ def _train_and_report(
     pace = Pace()
     trainer.add_callback(pace)
     started = time.perf_counter()
-    with narrator, lean(model):
+    with narrator, lean(model), stored_bf16(model, precision.stores_bf16(prepared.number_format)):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     told = len(task.notes)

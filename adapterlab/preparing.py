@@ -45,6 +45,7 @@ class Prepared:
     rows: dict[str, Any]
     counts: Summary
     notes: list[str]
+    number_format: str  # of the backbone's maths
     plain: Callable[[str], Any] | None  # encodes a split for the backbone that doesn't know the adapter's new tokens
 
 
@@ -96,12 +97,12 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     rows = encode(tokenizer, splits.named)
     parameter_groups(model, recipe.optim)  # here a rate for what isn't there fails
     set_total_step(model, planned_steps(recipe, row_count(rows["train"])))  # here a schedule that can't fit fails
-    notes = [*splits.notes, *task.notes, f"Training in {number_format}: {why}."]
+    notes = [*splits.notes, *task.notes, f"Training in {number_format} ({why}); {precision.storage(number_format)}."]
     if fresh:
         notes.append(f"The backbone's files have no weights for {', '.join(fresh)}: trained with the adapter.")
     notes += [f"The backbone has the adapter {link['adapter']}, {_KEPT[link['kept']]}." for link in links]
     plain = (lambda split: encode(untouched, [split])[split]) if brought else None
-    return Prepared(recipe, task, splits, model, tokenizer, rows, summary(model), notes, plain)
+    return Prepared(recipe, task, splits, model, tokenizer, rows, summary(model), notes, number_format, plain)
 
 
 def announce(prepared: Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> None:

@@ -260,7 +260,8 @@ class OptimSection(Section):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="Number format of the backbone's maths. auto: what is fast here (see `adapterlab env`).",
+        description="Number format of the backbone's maths, and of bf16 its frozen linears' storage in training too. "
+        "auto: what is fast here (see `adapterlab env`).",
     )
 
 
