@@ -24,6 +24,7 @@ from adapterlab.pretrained import quiet
 from adapterlab.recipe import Recipe, load_recipe
 from adapterlab.training import precision
 from adapterlab.training.callbacks import Narrator
+from adapterlab.training.compiled import compiled
 from adapterlab.training.lean import lean
 from adapterlab.training.run_folder import RunFolder
 from adapterlab.training.stored_bf16 import stored_bf16
@@ -96,7 +97,8 @@ def _measure(prepared: Prepared, folder: RunFolder) -> Estimate:
         recipe, prepared.task, prepared.model, prepared.tokenizer, prepared.splits, chosen, folder,
         Narrator(Console(quiet=True), []),
     )  # fmt: skip
-    with lean(prepared.model), stored_bf16(prepared.model, precision.stores_bf16(prepared.number_format)):
+    model, in_bf16 = prepared.model, precision.stores_bf16(prepared.number_format)
+    with lean(model), stored_bf16(model, in_bf16), compiled(model, recipe.optim.compile):
         seconds = _time_steps(trainer, len(sample) // per_step, steps)
         evaluation = _time_evaluation(trainer, rows["eval"], recipe.optim.eval_batch_size)
         weights = sum(p.nbytes for p in prepared.model.parameters() if not p.requires_grad)

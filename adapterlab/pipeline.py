@@ -28,6 +28,7 @@ from adapterlab.sharding import joins, whole
 from adapterlab.tasks import Predictions, ReportTable
 from adapterlab.training import precision
 from adapterlab.training.callbacks import Narrator, read_metrics
+from adapterlab.training.compiled import compiled
 from adapterlab.training.evidence import RunEvidence
 from adapterlab.training.lean import lean
 from adapterlab.training.plot import plot_history
@@ -124,7 +125,8 @@ def _train_and_report(
     pace = Pace()
     trainer.add_callback(pace)
     started = time.perf_counter()
-    with narrator, lean(model), stored_bf16(model, precision.stores_bf16(prepared.number_format)):
+    in_bf16, faster = precision.stores_bf16(prepared.number_format), recipe.optim.compile
+    with narrator, lean(model), stored_bf16(model, in_bf16), compiled(model, faster):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     told = len(task.notes)

@@ -24,6 +24,7 @@ from adapterlab.sharding import load_everywhere, shard_by_layer
 from adapterlab.tasks import Task
 from adapterlab.trainer_hooks import set_total_step
 from adapterlab.training import precision
+from adapterlab.training.compiled import check_compiler
 from adapterlab.training.groups import parameter_groups
 from adapterlab.training.loggers import check_loggers
 from adapterlab.training.replay import General
@@ -55,6 +56,8 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     best_metric(recipe, task)  # refuses one that training doesn't measure
     check_loggers(list(recipe.log.to))
     number_format, why = precision.choose(recipe.optim.precision)
+    if recipe.optim.compile:
+        check_compiler(precision.device())
     with console.status("reading the data"):
         general = General(recipe, task) if recipe.data.replay else None
         splits = load_splits(recipe.data, task, recipe.run.seed)

@@ -258,6 +258,11 @@ class OptimSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations twice instead of keeping them: less memory, a third more time."
     )
+    compile: bool = Field(
+        False,
+        description="Compile the backbone's layers with torch.compile: minutes at the start, then perhaps faster "
+        "steps. Needs a C++ compiler; not with FSDP or DeepSpeed.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Number format of the backbone's maths, and of bf16 its frozen linears' storage in training too. "

@@ -36,8 +36,9 @@ def stored_bf16(model: nn.Module, when: bool = True) -> Iterator[int]:
     try:
         for parameter in _linears(model) if when else ():
             rounded, rest = _split(parameter.data)
-            kept.append((parameter, rest))
-            parameter.data = rounded
+            if rest is not None:
+                kept.append((parameter, rest))
+                parameter.data = rounded
         yield sum(parameter.nbytes for parameter, _ in kept)
     finally:
         for parameter, rest in kept:
@@ -53,7 +54,8 @@ class _Rest:
 
     def __init__(self, bits: torch.Tensor) -> None:
         self.bits = bits.to(torch.int16).cpu()  # which makes -2**15 of 2**15
-        self.upper = (bits.view(-1) == _TIE).nonzero().view(-1).to(torch.int32).cpu()
+        ties = (bits.view(-1) == _TIE).nonzero() if bits.max() == _TIE else torch.empty(0)
+        self.upper = ties.view(-1).to(torch.int32).cpu()
 
     def join(self, rounded: torch.Tensor) -> torch.Tensor:
         """Return the tensor as it was."""
@@ -62,9 +64,10 @@ class _Rest:
         return bits.view(torch.float32)
 
 
-def _split(weight: torch.Tensor) -> tuple[torch.Tensor, _Rest]:
+def _split(weight: torch.Tensor) -> tuple[torch.Tensor, _Rest | None]:
+    """Round a tensor; what is not a number has no rest."""
     rounded = weight.to(torch.bfloat16)
-    return rounded, _Rest(weight.view(torch.int32) - _bits(rounded))
+    return rounded, None if weight.isnan().any() else _Rest(weight.view(torch.int32) - _bits(rounded))
 
 
 def _bits(rounded: torch.Tensor) -> torch.Tensor:
@@ -116,4 +119,4 @@ def _calls_its_linear(layer: Any) -> bool:
 def _fits(parameter: nn.Parameter) -> bool:
     if type(parameter) is not nn.Parameter or parameter.requires_grad or parameter.is_meta:
         return False
-    return parameter.dtype == torch.float32 and parameter.is_contiguous() and bool(parameter.isfinite().all())
+    return parameter.dtype == torch.float32 and parameter.is_contiguous()
