@@ -5,8 +5,8 @@
 BERT-base, 32 x 128 tokens, random weights (speed only), LoRA r 8 on all linears, dropout 0.1, bf16. First the checks,
 then the steps: forward and backward of each contender in turns, after a round that doesn't count, by CUDA events;
 medians. The floor is the frozen backbone stored in bf16, with a gradient back to the embeddings' output. `graph` is a
-CUDA graph of the whole step, `regional` compiles each layer by itself. A contender that fails says so, and the others go
-on; what the time doesn't suffice for is left out, and named. `--device cpu --tiny` tries the program itself.
+CUDA graph of the whole step, `regional` compiles each layer by itself. A contender that fails says so, and the others
+go on; what the time doesn't suffice for is left out, and named. `--device cpu --tiny` tries the program itself.
 """
 
 from __future__ import annotations
