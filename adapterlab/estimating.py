@@ -22,9 +22,7 @@ from adapterlab.pipeline import peak_memory
 from adapterlab.preparing import Prepared, prepare
 from adapterlab.pretrained import quiet
 from adapterlab.recipe import Recipe, load_recipe
-from adapterlab.training.cached_layers import read_from_disk
 from adapterlab.training.callbacks import Narrator
-from adapterlab.training.lean import lean
 from adapterlab.training.run_folder import RunFolder
 from adapterlab.training.trainer import TaskTrainer, build_trainer, by_length, planned_steps, row_count
 
@@ -98,14 +96,14 @@ def _measure(prepared: Prepared, folder: RunFolder) -> Estimate:
         Narrator(console, []),
     )  # fmt: skip
     lower, began = prepared.lower, time.perf_counter()
-    with read_from_disk(trainer, lower, folder.path, console) as states, lean(prepared.model):
+    with prepared.at_speed(trainer, folder.path, console) as states:
         filling = (time.perf_counter() - began) * lower.tokens / states.tokens if lower and states else 0.0
         seconds = _time_steps(trainer, len(sample) // per_step, steps)
         evaluation = _time_evaluation(trainer, rows["eval"], recipe.optim.eval_batch_size)
+        weights = sum(p.nbytes for p in prepared.model.parameters() if not p.requires_grad)
     evaluations = _evaluations(recipe, steps)
     state = [p for p in prepared.model.parameters() if p.requires_grad]
     trained = sum(p.numel() * p.element_size() for p in state)
-    weights = sum(p.numel() * p.element_size() for p in prepared.model.parameters()) - trained
     memory = {"backbone": weights, "adapter and head": trained, "their gradients": trained, "optimizer": 2 * trained}
     peak = peak_memory()
     memory["activations, libraries, data"] = max(0, peak - sum(memory.values()))

@@ -26,10 +26,8 @@ from adapterlab.pretrained import quiet
 from adapterlab.recipe import Recipe, dump_recipe, load_recipe
 from adapterlab.sharding import joins, whole
 from adapterlab.tasks import Predictions, ReportTable
-from adapterlab.training.cached_layers import read_from_disk
 from adapterlab.training.callbacks import Narrator, read_metrics
 from adapterlab.training.evidence import RunEvidence
-from adapterlab.training.lean import lean
 from adapterlab.training.plot import plot_history
 from adapterlab.training.report import ResultRow, final_table, write_report
 from adapterlab.training.resuming import check_resumable
@@ -123,7 +121,7 @@ def _train_and_report(
     pace = Pace()
     trainer.add_callback(pace)
     started = time.perf_counter()
-    with narrator, read_from_disk(trainer, prepared.lower, folder.path, console), lean(model):
+    with narrator, prepared.at_speed(trainer, folder.path, console):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     told = len(task.notes)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,16 @@ from adapterlab.sharding import load_everywhere, shard_by_layer
 from adapterlab.tasks import Task
 from adapterlab.trainer_hooks import set_total_step
 from adapterlab.training import precision
-from adapterlab.training.cached_layers import room_for
+from adapterlab.training.cached_layers import LowerStates, read_from_disk, room_for
+from adapterlab.training.compiled import check_compiler, compiled
 from adapterlab.training.groups import parameter_groups
+from adapterlab.training.lean import lean
 from adapterlab.training.loggers import check_loggers
 from adapterlab.training.lower_layers import LowerLayers, find_lower_layers
 from adapterlab.training.replay import General
 from adapterlab.training.run_folder import RunFolder
-from adapterlab.training.trainer import best_metric, planned_steps, row_count
+from adapterlab.training.stored_bf16 import stored_bf16
+from adapterlab.training.trainer import TaskTrainer, best_metric, planned_steps, row_count
 
 _KEPT = {"merged": "merged into its weights", "beside": "which stays beside the new one, frozen"}
 
@@ -47,8 +51,19 @@ class Prepared:
     rows: dict[str, Any]
     counts: Summary
     notes: list[str]
+    number_format: str  # of the backbone's maths
     plain: Callable[[str], Any] | None  # encodes a split for the backbone that doesn't know the adapter's new tokens
     lower: LowerLayers | None  # those to compute once, if the recipe wants that
+
+    @contextmanager
+    def at_speed(self, trainer: TaskTrainer, folder: Path, console: Console) -> Iterator[LowerStates | None]:
+        """Train in the quickest way, inside the `with` block; yield the lower layers' output, if that is cached."""
+        in_bf16, compile_ = precision.stores_bf16(self.number_format), self.recipe.optim.compile
+        with (
+            read_from_disk(trainer, self.lower, folder, console) as states,
+            lean(self.model), stored_bf16(self.model, in_bf16), compiled(self.model, compile_),
+        ):  # fmt: skip
+            yield states
 
 
 def prepare(recipe: Recipe, console: Console) -> Prepared:
@@ -57,6 +72,8 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     best_metric(recipe, task)  # refuses one that training doesn't measure
     check_loggers(list(recipe.log.to))
     number_format, why = precision.choose(recipe.optim.precision)
+    if recipe.optim.compile:
+        check_compiler(precision.device())
     with console.status("reading the data"):
         general = General(recipe, task) if recipe.data.replay else None
         splits = load_splits(recipe.data, task, recipe.run.seed)
@@ -99,7 +116,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     rows = encode(tokenizer, splits.named)
     parameter_groups(model, recipe.optim)  # here a rate for what isn't there fails
     set_total_step(model, planned_steps(recipe, row_count(rows["train"])))  # here a schedule that can't fit fails
-    notes = [*splits.notes, *task.notes, f"Training in {number_format}: {why}."]
+    notes = [*splits.notes, *task.notes, f"Training in {number_format} ({why}); {precision.storage(number_format)}."]
     if fresh:
         notes.append(f"The backbone's files have no weights for {', '.join(fresh)}: trained with the adapter.")
     notes += [f"The backbone has the adapter {link['adapter']}, {_KEPT[link['kept']]}." for link in links]
@@ -108,7 +125,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
         lower = find_lower_layers(task, model, tokenizer, rows["train"], number_format)
         notes.append(room_for(lower, str(recipe.run.dir)))
     plain = (lambda split: encode(untouched, [split])[split]) if brought else None
-    return Prepared(recipe, task, splits, model, tokenizer, rows, summary(model), notes, plain, lower)
+    return Prepared(recipe, task, splits, model, tokenizer, rows, summary(model), notes, number_format, plain, lower)
 
 
 def announce(prepared: Prepared, folder: RunFolder, checkpoint: Path | None, console: Console) -> None:

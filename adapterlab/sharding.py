@@ -31,6 +31,15 @@ def is_sharded(model: nn.Module) -> bool:
     )
 
 
+def will_be_sharded() -> bool:
+    """Whether the launcher told accelerate to share the model out when training begins."""
+    return _launched_with("FSDP") or _launched_with("DEEPSPEED")
+
+
+def _launched_with(plugin: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() == "true"
+
+
 @contextmanager
 def whole(model: nn.Module, given: Mapping[str, torch.Tensor] | None = None, *, change: bool = False) -> Iterator[None]:
     """Have whole tensors in place of the adapters' sharded ones; nothing is done where none are.
@@ -102,7 +111,7 @@ def shard_by_layer(model: Any) -> None:
         AdapterError: FSDP is on, and an adapter's method can't be shared out.
     """
     unshared = [guest for guest in need_guests(model).adapters.values() if not guest.method.shards]
-    if unshared and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    if unshared and _launched_with("FSDP"):
         raise AdapterError(
             f"adapter '{unshared[0].name}' ({unshared[0].method_name}) can't be trained under FSDP, which would share "
             "out its parameters. Launch without --use_fsdp (each process then holds the whole), or take another method."

@@ -50,7 +50,7 @@ def _found() -> dict[str, str]:
 def _hardware() -> Iterator[tuple[str, str]]:
     import torch
 
-    from adapterlab.training.precision import choose
+    from adapterlab.training.precision import choose, storage
 
     yield "cpu can", ", ".join(_abilities(torch))
     if torch.cuda.is_available():
@@ -62,7 +62,7 @@ def _hardware() -> Iterator[tuple[str, str]]:
     else:
         yield "gpu", "none that torch can use"
     precision, reason = choose("auto")
-    yield "precision: auto", f"{precision} ({reason})"
+    yield "precision: auto", f"{precision} ({reason}); {storage(precision)}"
 
 
 def _abilities(torch: Any) -> list[str]:

@@ -264,9 +264,15 @@ class OptimSection(Section):
         "disk in each step; they and the embeddings drop nothing out then. For adapters in upper layers only "
         "(adapter.layers). `adapterlab train --dry-run` says the disk use: tokens of train x hidden size x 4 bytes.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile the backbone's layers with torch.compile: minutes at the start, then perhaps faster "
+        "steps. Needs a C++ compiler; not with FSDP or DeepSpeed.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="Number format of the backbone's maths. auto: what is fast here (see `adapterlab env`).",
+        description="Number format of the backbone's maths, and of bf16 its frozen linears' storage in training too. "
+        "auto: what is fast here (see `adapterlab env`).",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from adapterlab.errors import ConfigError
+from adapterlab.sharding import will_be_sharded
 
 
 def choose(wanted: str) -> tuple[str, str]:
@@ -32,6 +33,18 @@ def choose(wanted: str) -> tuple[str, str]:
     if cpu_has_bf16():
         return "bf16", "this CPU multiplies bf16 in hardware"
     return "fp32", "this CPU has no bf16 instructions"
+
+
+def stores_bf16(number_format: str) -> bool:
+    """Whether frozen linears are stored in what they are computed in; what is shared out must be of one dtype."""
+    return number_format == "bf16" and not will_be_sharded()
+
+
+def storage(number_format: str) -> str:
+    """Say in which format weights are stored while training."""
+    if stores_bf16(number_format):
+        return "frozen linears are stored in bf16 while training, adapters, head and the rest in fp32"
+    return "weights are stored in fp32"
 
 
 def cpu_has_bf16() -> bool:

@@ -110,7 +110,7 @@ class _Encoder:
     def _pack(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         states = args[0] if args else kwargs["hidden_states"]
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        if not self.on or self.asked or torch.compiler.is_compiling():
+        if not self.on or self.asked or torch.compiler.is_compiling() or self._compiled(module):
             return None
         packing = _packing(states, mask)
         if packing is None:
@@ -118,6 +118,11 @@ class _Encoder:
         packed = packing.pack(states)
         kwargs = {**kwargs, PACKING: packing}
         return ((packed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": packed})
+
+    @staticmethod
+    def _compiled(encoder: nn.Module) -> bool:
+        """Whether layers are compiled, which would be done anew for each batch's `Packing`."""
+        return any(module._compiled_call_impl is not None for module in encoder.modules())
 
     def _unpack(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         packing = kwargs.get(PACKING)

@@ -237,6 +237,7 @@ def test_env_tells_versions_processor_and_precision() -> None:
     output = call("env").output
     assert torch.__version__.partition("+")[0] in output
     assert "precision: auto" in output
+    assert "stored in" in " ".join(output.split())
     assert str(catalog.folder()) in output.replace("\n", "")
 
 

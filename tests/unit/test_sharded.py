@@ -1,4 +1,4 @@
-"""Models that `fully_shard` shares out among two processes: the same is learned, and what is saved is whole."""
+"""Models on two processes, shared out by `fully_shard` or under DDP: the same is learned, what is saved is whole."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ CASES = {
     "gpt2-prefix": ("gpt2", {"method": "prefix"}),
     "bert-bottleneck": ("bert", {"method": "bottleneck", "dropout": 0.0}),
 }
+FAST = ("bert-lora", "gpt2-lora", "bert-adalora")
 STEPS = 6
 NO_DROPOUT = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
@@ -36,8 +37,10 @@ from adapterlab.errors import AdapterError
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from adapterlab.adapters import lora_layer
 sys.path.insert(0, sys.argv[1])
-from test_sharded import CASES, train
+from test_sharded import CASES, FAST, train
 
 distributed.init_process_group("gloo")
 mesh, rank = init_device_mesh("cpu", (2,)), distributed.get_rank()
@@ -51,11 +54,21 @@ def flatten(model):
     owner = model.base_model
     owner.encoder = FullyShardedDataParallel(owner.encoder, use_orig_params=True, device_id=torch.device("cpu"))
 
-for case in CASES:
-    losses = torch.tensor(train(case, Path.cwd(), "two", shard, slice(2 * rank, 2 * rank + 2)))
+fast, calls = lora_layer.lora_linear, []
+lora_layer.lora_linear = lambda *args: calls.append(1) or fast(*args)
+
+def share(case, name, how, where):
+    calls.clear()
+    losses = torch.tensor(train(case, Path.cwd(), where, how, slice(2 * rank, 2 * rank + 2)))
+    assert bool(calls) == (case in FAST), "linears that can are computed in one function"
     distributed.all_reduce(losses)
     if rank == 0:
-        Path(f"two-{case}.json").write_text(json.dumps((losses / 2).tolist()))
+        Path(f"{name}-{case}.json").write_text(json.dumps((losses / 2).tolist()))
+
+for case in CASES:
+    share(case, "two", shard, "two")
+for case in FAST:
+    share(case, "ddp", DistributedDataParallel, f"ddp{rank}")
 try:
     train("bert-lora", Path.cwd(), "old", flatten)
 except AdapterError as error:
@@ -71,13 +84,12 @@ def train(case, folder, where, shard=None, rows=slice(None)):
     model = AutoModelForSequenceClassification.from_pretrained(folder / architecture, **NO_DROPOUT[architecture])
     torch.manual_seed(0)
     adapterlab.attach(model.train(), **options)
-    if shard:
-        shard(model)
+    runner = (shard(model) if shard else None) or model  # DDP wraps it
     batch = {key: tensor[rows] for key, tensor in load_file(folder / "batch.safetensors").items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(STEPS):
-        loss = model(**batch).loss
+        loss = runner(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -122,6 +134,18 @@ def test_two_processes_that_hold_half_of_everything_learn_what_one_does(case, tr
     for file in ("adapter_config.json", "adapterlab.json"):
         one, two = (json.loads((trained / f"{where}-{case}" / file).read_text()) for where in ("one", "two"))
         assert two == one
+
+
+@pytest.mark.parametrize("case", FAST)
+def test_two_processes_that_hold_all_learn_what_one_does(case, trained):
+    losses = train(case, trained, "alone")
+    assert json.loads((trained / f"ddp-{case}.json").read_text()) == pytest.approx(losses, rel=1e-4)
+    alone, first, second = (
+        load_file(trained / f"{where}-{case}" / "adapter_model.safetensors") for where in ("alone", "ddp0", "ddp1")
+    )
+    for key, tensor in alone.items():
+        torch.testing.assert_close(first[key], tensor, atol=2e-3, rtol=1e-2)
+        assert torch.equal(first[key], second[key])
 
 
 def test_the_older_way_of_sharding_is_refused(trained):

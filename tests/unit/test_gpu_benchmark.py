@@ -1,0 +1,26 @@
+"""benchmarks/gpu.py, tried on a CPU: its checks pass, what fails or has no time is named, and the rest is measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+
+
+def test_it_runs_without_a_gpu(tmp_path):
+    options = ("--device", "cpu", "--tiny", "--rounds", "1", "--steps", "1", "--budget", "30", "--json", "gpu.json")
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), *options], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["wrong"] == {}
+    assert len(found["checks"]) == 6
+    assert "floor" in found["ms"] or "floor" in found["left_out"]
+    assert all("graph" in name for name in found["failed"]), "CUDA's graphs need a GPU"
+    assert f"no time for: {', '.join(found['left_out'])}" in done.stdout or not found["left_out"]
+    for name in found["ms"]:
+        assert f"| {name} |" in done.stdout
