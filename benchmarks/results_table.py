@@ -76,7 +76,10 @@ def table(records: Iterable[dict[str, Any]]) -> str:
             goals = ", ".join(f"{goal['goal']}: {_verdict(goal['met'])}" for goal in mine)
             where = f"{letter}, {found['date'][:10]}" if not index else ""
             lines.append(f"| {number} | {job} | {floor} | {ours} | {peers} | {ratios} | {goals} | {where} |")
-        said = " ".join(f"{note.rstrip('.')}." for note in [f"{found['rounds']} rounds", *found["notes"]])
+        said = " ".join(
+            f"{note.rstrip('.')}."
+            for note in [f"{found['rounds']} rounds at a load of {found['load']}", *found["notes"]]
+        )
         notes.append(f"- Row {found['row']}: {said}")
     notes += [f"- Machine {chr(ord('A') + index)}: {words}." for index, words in enumerate(machines)]
     return "\n".join(lines) + "\n\n" + "\n".join(notes)
