@@ -116,6 +116,6 @@ def _machine(about: dict[str, Any]) -> str:
     chip = f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, {about['memory_gib']} GiB"
     bf16 = "bf16 in hardware" if about["bf16"] else "no bf16"
     gpu = f", {about['gpu']}" if about["gpu"] else ""
-    libraries = ("python", "torch", "transformers", "peft", "adapters")
+    libraries = ("python", "torch", "transformers", "peft")
     versions = ", ".join(f"{library} {about[library]}" for library in libraries if about.get(library))
     return f"{chip}, {about['instructions']}, {bf16}{gpu}; {versions}"
