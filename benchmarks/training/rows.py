@@ -107,7 +107,7 @@ def to_the_target(settings: Settings) -> Result:
     ratios: dict[str, list[float]] = {"ours / peft": [], "ours / full": []}
     notes, probes = [], []
     for seed in trials.seeds:
-        full = [trials.result(name, seed) for name in module.FULL]
+        full = [trials.result(name, seed, lr=rate) for name, rate in module.FULL.items()]
         target = round(target_of([result["curve"] for result in full]), 6)
         reached = {name: trials.result(name, seed, target=target) for name in ("peft", "ours")}
         probes.append(trials.result("logistic regression", seed))

@@ -12,9 +12,7 @@ from typing import Any
 
 from benchmarks.training.reviews import ours, regression, rows, through_trainer
 
-RATES = (5e-5, 1e-4)
-FULL = tuple(f"full {rate:g}" for rate in RATES)
-CONTENDERS = (*FULL, "ours", "peft", "logistic regression")
+FULL = {f"full {rate:g}": rate for rate in (5e-5, 1e-4)}
 SETTINGS: dict[str, Any] = {"train_rows": None, "test_rows": None, "epochs": 3, "every": 30, "lr": 1e-3, "target": None}
 QUICK: dict[str, Any] = {"train_rows": 640, "test_rows": 320, "every": 10}
 
@@ -26,8 +24,4 @@ def trial(contender: str, seed: int, settings: dict[str, Any], cache: Path) -> d
         return regression(train, test, seed)
     if contender == "ours":
         return ours(train, test, settings, seed)
-    if contender in FULL:
-        settings = settings | {"lr": RATES[FULL.index(contender)], "peft": False, "best": False}
-    else:
-        settings = settings | {"peft": True, "best": False}
-    return through_trainer(train, test, settings, seed)
+    return through_trainer(train, test, settings | {"peft": contender == "peft", "best": False}, seed)
