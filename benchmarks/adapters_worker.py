@@ -6,6 +6,7 @@ then for every line that it reads the seconds that a step took.
 """
 
 import json
+import logging
 import os
 import sys
 import time
@@ -20,7 +21,7 @@ def main() -> None:
     import torch
     import transformers
 
-    transformers.logging.set_verbosity_error()
+    logging.disable(logging.WARNING)
     torch.set_num_threads(asked["threads"])
     torch.manual_seed(0)
     base = transformers.BertConfig(num_hidden_layers=asked["layers"], attn_implementation="sdpa")

@@ -76,7 +76,10 @@ def table(records: Iterable[dict[str, Any]]) -> str:
             goals = ", ".join(f"{goal['goal']}: {_verdict(goal['met'])}" for goal in mine)
             where = f"{letter}, {found['date'][:10]}" if not index else ""
             lines.append(f"| {number} | {job} | {floor} | {ours} | {peers} | {ratios} | {goals} | {where} |")
-        said = " ".join(f"{note.rstrip('.')}." for note in [f"{found['rounds']} rounds", *found["notes"]])
+        said = " ".join(
+            f"{note.rstrip('.')}."
+            for note in [f"{found['rounds']} rounds at a load of {found['load']}", *found["notes"]]
+        )
         notes.append(f"- Row {found['row']}: {said}")
     notes += [f"- Machine {chr(ord('A') + index)}: {words}." for index, words in enumerate(machines)]
     return "\n".join(lines) + "\n\n" + "\n".join(notes)
@@ -113,6 +116,6 @@ def _machine(about: dict[str, Any]) -> str:
     chip = f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, {about['memory_gib']} GiB"
     bf16 = "bf16 in hardware" if about["bf16"] else "no bf16"
     gpu = f", {about['gpu']}" if about["gpu"] else ""
-    libraries = ("python", "torch", "transformers", "peft", "adapters")
+    libraries = ("python", "torch", "transformers", "peft")
     versions = ", ".join(f"{library} {about[library]}" for library in libraries if about.get(library))
     return f"{chip}, {about['instructions']}, {bf16}{gpu}; {versions}"
