@@ -30,7 +30,7 @@ from benchmarks.harness import (
     medians_of,
     ratios_of,
 )
-from benchmarks.steps import BATCH, LENGTH, bert, frozen, sizes, step, tokens
+from benchmarks.steps import BATCH, LENGTH, bert, frozen, sizes, spared, step, tokens
 
 WIDTH, SIZE, HEADS, PREFIX = 768, 64, 12, 50
 OPTIONS = {
@@ -73,7 +73,7 @@ def attention_alone(layers: int, keys: int) -> Callable[[], None]:
 def compare(method: str, settings: Settings, worker: Worker) -> tuple[Part, str]:
     """Return a method's part of the row, and what its step spends its time in."""
     base, batch, layers = bert(settings.layers), tokens(), settings.layers
-    ours = adapterlab.attach(copy.deepcopy(base), method, **OPTIONS[method])
+    ours = spared(adapterlab.attach(copy.deepcopy(base), method, **OPTIONS[method]))
     trained = sum(p.numel() for p in ours.parameters() if p.requires_grad)
     if trained != worker.about["trained"]:
         raise RuntimeError(f"{method}: ours trains {trained} parameters, the library's {worker.about['trained']}.")

@@ -32,7 +32,7 @@ class Settings:
     """
 
     rounds: int = 7
-    layers: int = 4
+    layers: int = 12
     cache: Path = Path.home() / ".cache" / "adapterlab-benchmarks"
 
 
