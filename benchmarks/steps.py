@@ -19,6 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import adapterlab
 from adapterlab.training import precision
+from adapterlab.training.cheap_dropout import cheap_dropout
 from adapterlab.training.first_token import first_token_only
 from adapterlab.training.real_tokens import real_tokens_only
 from adapterlab.training.stored_bf16 import stored_bf16
@@ -85,6 +86,7 @@ def spared(model: torch.nn.Module) -> torch.nn.Module:
     ways = ExitStack()
     if not ways.enter_context(real_tokens_only(model)) or not ways.enter_context(first_token_only(model)):
         raise RuntimeError("lean has found this model to be one that it can spare nothing of.")
+    ways.enter_context(cheap_dropout(model))
     _OPEN.append(ways.pop_all())
     return model
 

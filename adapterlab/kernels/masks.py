@@ -7,7 +7,7 @@ import weakref
 
 import torch
 
-_ALL = 256  # what a byte can be
+BYTES = 256  # what a byte can be
 
 
 class Mask:
@@ -20,22 +20,17 @@ class Mask:
 
     def __init__(self, like: torch.Tensor, p: float) -> None:
         self.shape, self.device = like.shape, like.device
-        self.kept = round(_ALL * (1 - p))
+        self.kept = round(BYTES * (1 - p))
         self.seed = int(torch.randint(2**62, ()))
-        self.scale = _ALL / self.kept if self.kept else 0.0
+        self.scale = BYTES / self.kept if self.kept else 0.0
 
     def values(self, dtype: torch.dtype) -> torch.Tensor:
         """Return 1 where an element stays and 0 where it doesn't: (rows, size)."""
         drawn = _drawn(self)
         if drawn.values is None or drawn.values.dtype != dtype:
-            count = self.shape.numel()
             generator = torch.Generator(self.device).manual_seed(self.seed)
-            # eight bytes a draw; without bounds `random_` leaves out the sign bit, and every eighth byte would be small
-            words = torch.empty((count + 7) // 8, dtype=torch.int64, device=self.device)
-            words.random_(-(2**63), None, generator=generator)
-            values = torch.empty(count, dtype=dtype, device=self.device)
-            # straight into numbers: on a CPU, booleans and what is multiplied by them take ten times as long
-            torch.lt(words.view(torch.uint8)[:count], self.kept, out=values)
+            bytes_ = random_bytes(self.shape.numel(), self.device, generator)
+            values = as_numbers(bytes_, self.kept, dtype)
             drawn.values = values.view(-1, self.shape[-1])
         return drawn.values
 
@@ -50,6 +45,20 @@ class Mask:
         """Return x with what is dropped at zero and the rest scaled up."""
         # scaled by a number, not by a tensor of x's dtype: in bf16 that would be off by a third of a per cent
         return (x * self.values(x.dtype).view_as(x)).mul_(self.scale)
+
+
+def random_bytes(count: int, device: torch.device, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Return so many random bytes, (count,); without a generator of torch's own."""
+    # eight bytes a draw; without bounds `random_` leaves out the sign bit, and every eighth byte would be small
+    words = torch.empty((count + 7) // 8, dtype=torch.int64, device=device)
+    words.random_(-(2**63), None, generator=generator)
+    return words.view(torch.uint8)[:count]
+
+
+def as_numbers(drawn: torch.Tensor, kept: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return 1 where a byte is less than `kept` and 0 where it isn't, (count,)."""
+    # straight into numbers: on a CPU, booleans and what is multiplied by them take ten times as long
+    return torch.lt(drawn, kept, out=torch.empty(drawn.shape, dtype=dtype, device=drawn.device))
 
 
 class _Drawn:

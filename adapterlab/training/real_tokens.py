@@ -19,6 +19,7 @@ from adapterlab.adapters.prefix_attention import ATTENTION as PREFIX
 from adapterlab.adapters.prefix_attention import attend_with_prefix, own_attention
 from adapterlab.backbones import describe, join
 from adapterlab.errors import BackboneError
+from adapterlab.kernels.dropout import attending
 from adapterlab.kernels.unpad import Packing
 from adapterlab.training.trial import alike, trial
 
@@ -166,7 +167,8 @@ AttentionInterface.register(ATTENTION, attend_to_rows)
 def _function(attention: Any) -> Any:
     if attention.config._attn_implementation == PREFIX:
         return attend_with_prefix
-    return own_attention(attention, attention.config)
+    function = own_attention(attention, attention.config)
+    return attending(function) if attention.config._attn_implementation == "sdpa" else function
 
 
 def _packing(states: torch.Tensor, mask: Any) -> Packing | None:

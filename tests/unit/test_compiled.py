@@ -17,13 +17,7 @@ from adapterlab.training import compiled as module
 from adapterlab.training.callbacks import Narrator
 from adapterlab.training.compiled import check_compiler, compiled
 
-METHODS = {
-    "lora": {"dropout": 0.0},
-    "adalora": {"init_r": 4, "target_r": 2, "total_step": 10, "dropout": 0.0},
-    "prefix": {},
-    "bottleneck": {},
-}
-SHAPES = ((4, 10), (4, 13), (3, 7), (4, 21), (2, 9))
+SHAPES = ((4, 10), (4, 13), (2, 7))
 
 
 def rows(count, length):
@@ -35,7 +29,7 @@ def rows(count, length):
 
 
 def prepared(tiny, architecture, method, **options):
-    model = adapterlab.attach(tiny(architecture), method, **METHODS.get(method, {}) | options)
+    model = adapterlab.attach(tiny(architecture), method, **options)
     randomize(model, std=0.1)
     model.config.use_cache = False  # as Trainer has it
     for part in model.modules():
@@ -59,7 +53,7 @@ def assert_near(found, expected, near=1e-5):
         torch.testing.assert_close(found[name], tensor, rtol=near, atol=near * largest, msg=name)
 
 
-@pytest.mark.parametrize(("architecture", "method"), [*(("bert", method) for method in METHODS), ("gpt2", "lora")])
+@pytest.mark.parametrize(("architecture", "method"), [("bert", "lora"), ("bert", "prefix"), ("gpt2", "bottleneck")])
 def test_the_same_loss_and_gradients_at_any_length(tiny, architecture, method):
     model = prepared(tiny, architecture, method)
     plain, names = copy.deepcopy(model), list(model.state_dict())
@@ -96,15 +90,14 @@ def test_deep_models_share_what_is_compiled(tiny):
     assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("amount", [torch.float32, torch.bfloat16])
-def test_with_checkpointing_and_autocast(tiny, amount):
+def test_with_checkpointing_and_autocast(tiny):
     model = prepared(tiny, "bert", "lora")
     plain = copy.deepcopy(model)
     for host in (model, plain):
         host.gradient_checkpointing_enable({"use_reentrant": False})
     with compiled(model, backend="aot_eager"):
-        found = gradients(model, rows(4, 10), amount)
-    assert_near(found, gradients(plain, rows(4, 10), amount), 1e-5 if amount is torch.float32 else 5e-2)
+        found = gradients(model, rows(4, 10), torch.bfloat16)
+    assert_near(found, gradients(plain, rows(4, 10), torch.bfloat16), 5e-2)
 
 
 def test_dropout_drops_and_rests_in_eval(tiny):
@@ -137,7 +130,7 @@ def test_a_run_trains_compiled_and_saves_what_others_read(tmp_path, monkeypatch)
         return compile_layers(model, when, backend="aot_eager", **options)
 
     monkeypatch.setattr(Narrator, "on_step_end", look)
-    monkeypatch.setattr("adapterlab.pipeline.compiled", quick)
+    monkeypatch.setattr("adapterlab.preparing.compiled", quick)
     monkeypatch.setattr("adapterlab.preparing.check_compiler", lambda device: None)
     options = ("optim.epochs=2", "log.plot=false", "model.name=still")
     from transformers import BertModel

@@ -11,7 +11,7 @@ PROGRAM = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
 
 def test_it_runs_without_a_gpu(tmp_path):
-    options = ("--device", "cpu", "--tiny", "--rounds", "1", "--steps", "1", "--budget", "30", "--json", "gpu.json")
+    options = ("--device", "cpu", "--tiny", "--rounds", "1", "--steps", "1", "--budget", "10", "--json", "gpu.json")
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *options], cwd=tmp_path, capture_output=True, text=True, check=False
     )
