@@ -61,6 +61,7 @@ def attend_with_prefix(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    through: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention over [prefix; tokens]: transformers calls this in place of the model's own attention function.
@@ -69,9 +70,11 @@ def attend_with_prefix(
         query: (batch, heads, queries, head size).
         key, value: (batch, key/value heads, keys, head size), cached tokens included, prefix not.
         attention_mask: additive or boolean, (batch or 1, 1, queries, keys), or None.
+        through: gives what computes instead of the model's own function.
     """
     site: PrefixSite = module.prefix_site
     attend = own_attention(module, site.config)
+    attend = attend if through is None else through(attend)
     keys, values = site.state.layer(site.layer, key)
     batch, length, queries = key.shape[0], keys.shape[2], query.shape[2]
     causal = kwargs.pop("is_causal", None)

@@ -1,19 +1,14 @@
-"""Dropout on a CPU for a fraction of torch's price: a byte is drawn for each element instead of a float.
-
-The rate is p to the last bit: a byte has 256 values, and of the two thresholds around p each mask takes one, by chance.
-What stays is scaled by what its own mask keeps, so the mean is exact for each mask.
-"""
+"""Dropout on a CPU for a fraction of torch's price: a byte is drawn for each element instead of a float."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from adapterlab.kernels.masks import BYTES, as_numbers, random_bytes
+from adapterlab.kernels.masks import BYTES, drawn_bytes, kept_of, new_seed
 
 
 def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
@@ -73,21 +68,18 @@ def _is_more(kwargs: dict[str, Any], causal: bool) -> bool:
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, p: float) -> torch.Tensor:
-        kept = math.floor(BYTES * (1 - p) + torch.rand(()).item())
-        drawn = random_bytes(x.numel(), x.device)
-        ctx.save_for_backward(drawn)
-        ctx.kept = kept
-        return _drop(x, drawn, kept)
+        kept = kept_of(p)
+        stays = drawn_bytes(x.numel(), kept, x.device, new_seed())
+        ctx.save_for_backward(stays)
+        ctx.scale = BYTES / max(kept, 1)
+        return _drop(x, stays, ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        (drawn,) = ctx.saved_tensors
-        return _drop(gradient, drawn, ctx.kept), None
+        (stays,) = ctx.saved_tensors
+        return _drop(gradient, stays, ctx.scale), None
 
 
-def _drop(x: torch.Tensor, drawn: torch.Tensor, kept: int) -> torch.Tensor:
-    if kept in (0, BYTES):
-        return torch.zeros_like(x) if kept == 0 else x.clone()
-    values = as_numbers(drawn, kept, x.dtype).view(x.shape)
-    return torch.addcmul(x.new_zeros(()), x, values, value=BYTES / kept)  # scaled in the same pass
+def _drop(x: torch.Tensor, stays: torch.Tensor, scale: float) -> torch.Tensor:
+    return torch.addcmul(x.new_zeros(()), x, stays.to(x.dtype).view(x.shape), value=scale)  # scaled in the same pass

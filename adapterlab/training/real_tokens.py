@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -165,10 +166,13 @@ AttentionInterface.register(ATTENTION, attend_to_rows)
 
 
 def _function(attention: Any) -> Any:
-    if attention.config._attn_implementation == PREFIX:
-        return attend_with_prefix
-    function = own_attention(attention, attention.config)
-    return attending(function) if attention.config._attn_implementation == "sdpa" else function
+    with_prefix = attention.config._attn_implementation == PREFIX
+    config = attention.prefix_site.config if with_prefix else attention.config
+    quicker = attending if config._attn_implementation == "sdpa" else None
+    if with_prefix:
+        return partial(attend_with_prefix, through=quicker)
+    function = own_attention(attention, config)
+    return function if quicker is None else quicker(function)
 
 
 def _packing(states: torch.Tensor, mask: Any) -> Packing | None:

@@ -109,16 +109,16 @@ def test_in_bf16_too_the_scale_is_exact_on_average(p):
     assert (mask.drop(x)[kept].float() / x[kept].float()).mean().item() == pytest.approx(mask.scale, rel=3e-4)
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5])
 def test_dropout_has_the_mean_and_the_variance_of_dropout(p):
-    x = torch.ones(64, 1000)
+    torch.manual_seed(0)
+    x, kept = torch.ones(64, 1000), 1 - p
     draws = torch.stack([Mask(x, p).drop(x) for _ in range(40)])
-    kept = round(256 * (1 - p)) / 256
-    assert abs(kept - (1 - p)) <= 1 / 512
-    assert draws.mean().item() == pytest.approx(1.0, abs=5e-3)
-    assert draws.var().item() == pytest.approx((1 - kept) / kept, rel=0.02)
+    assert (draws != 0).float().mean().item() == pytest.approx(kept, abs=1e-3)
+    assert draws.mean().item() == pytest.approx(1.0, abs=3e-3)
+    assert draws.var().item() == pytest.approx((1 - kept) / kept, rel=0.02, abs=1e-3)
     share_of_places = (draws != 0).float().mean(dim=(0, 1))  # no place is favoured: each has the same chance
-    assert (share_of_places - kept).abs().max() < 6 * (kept * (1 - kept) / (40 * 64)) ** 0.5
+    assert (share_of_places - kept).abs().max() < 2e-3 + 6 * (kept * (1 - kept) / (40 * 64)) ** 0.5
     together = ((draws[:, :, :-1] != 0) & (draws[:, :, 1:] != 0)).float().mean().item()
     assert together == pytest.approx(kept**2, abs=5e-3), "neighbours are dropped independently"
 
