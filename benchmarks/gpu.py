@@ -1,6 +1,6 @@
 """All that wants a GPU, in one call of at most five minutes: steps, their memory, and whether they are right there.
 
-    python benchmarks/gpu.py [--json gpu.json] [--budget 270] [--rounds 7] [--device cpu --tiny]
+    python -m benchmarks.gpu [--json gpu.json] [--budget 270] [--rounds 7] [--device cpu --tiny]
 
 BERT-base, 32 x 128 tokens, random weights (speed only), LoRA r 8 on all linears, dropout 0.1, bf16. First the checks,
 then the steps: forward and backward of each contender in turns, after a round that doesn't count, by CUDA events;
@@ -23,16 +23,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import gpu_checks
 import peft
 import torch
-from steps import LINEARS, models
 from transformers import BertConfig, BertForSequenceClassification
 
 import adapterlab
 from adapterlab.training.compiled import compiled
 from adapterlab.training.first_token import first_token_only
 from adapterlab.training.stored_bf16 import stored_bf16
+from benchmarks import gpu_checks
+from benchmarks.steps import LINEARS, frozen
 
 LORA = {"r": 8, "dropout": 0.1}
 ADALORA = {"init_r": 12, "target_r": 8, "total_step": 10_000, "tinit": 0, "tfinal": 100, "delta_t": 1, "dropout": 0.1}
@@ -64,7 +64,7 @@ class Bench:
         return peft.get_peft_model(copy.deepcopy(self.base), config).train()
 
     def floor(self) -> Any:
-        return models(self.base, "all-linear")["floor"].bfloat16()
+        return frozen(self.base).bfloat16()
 
     def step(self, model: Any) -> Step:
         """Forward and backward under autocast."""

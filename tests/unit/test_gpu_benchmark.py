@@ -7,13 +7,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+ROOT = Path(__file__).parents[2]
 
 
 def test_it_runs_without_a_gpu(tmp_path):
-    options = ("--device", "cpu", "--tiny", "--rounds", "1", "--steps", "1", "--budget", "10", "--json", "gpu.json")
+    options = (
+        "--device",
+        "cpu",
+        "--tiny",
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+        "--budget",
+        "10",
+        "--json",
+        str(tmp_path / "gpu.json"),
+    )
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), *options], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "benchmarks.gpu", *options], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())

@@ -160,7 +160,7 @@ def test_it_is_listed_and_described(plugin):
     assert "failed" not in output
     output = call("methods", "output_scale").output
     for part in ("limit", "0.5", "g stays within -limit and limit", "target_modules", "IA3"):
-        assert part in output
+        assert part in output, output
     assert {info.name for info in adapterlab.methods()} >= {"output_scale", "lora"}
 
 
