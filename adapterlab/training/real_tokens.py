@@ -7,7 +7,7 @@ one row, and padding isn't computed at all. Attention puts them back into their 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,10 +20,10 @@ from adapterlab.adapters.prefix_attention import ATTENTION as PREFIX
 from adapterlab.adapters.prefix_attention import attend_with_prefix, own_attention
 from adapterlab.backbones import describe, join
 from adapterlab.errors import BackboneError
-from adapterlab.kernels.dropout import attending
 from adapterlab.kernels.unpad import Packing
 from adapterlab.training.trial import alike, trial
 
+Through = Callable[[Callable[..., Any]], Callable[..., Any]]
 ATTENTION = "adapterlab_real_tokens"  # the name our attention function is registered under
 PACKING = "packing"  # the keyword by which the layers hand the batch's `Packing` down to their attention
 _WORTH = 0.92  # with more real tokens than this share of the places, taking them out costs more than it spares
@@ -32,12 +32,15 @@ _HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", 
 
 
 @contextmanager
-def real_tokens_only(model: Any) -> Iterator[bool]:
+def real_tokens_only(model: Any, through: Through | None = None) -> Iterator[bool]:
     """Leave padding out of the encoder inside the `with` block, where that is exact; yield whether it can be done.
 
     That is tried out on a few tokens. Batches with little padding are computed as they are.
+
+    Args:
+        through: gives what computes attention instead of torch's own function.
     """
-    hooks = _Encoder()
+    hooks = _Encoder(through)
     try:
         yield hooks.enter(model) and hooks.is_exact(model)
     finally:
@@ -47,7 +50,8 @@ def real_tokens_only(model: Any) -> Iterator[bool]:
 class _Encoder:
     """The hooks of one model's encoder, and its attention modules' way to our function."""
 
-    def __init__(self) -> None:
+    def __init__(self, through: Through | None) -> None:
+        self.through = through
         self.on = True
         self.asked = False  # whether somebody wants to see the states of every layer, which are to be whole then
         self.handles: list[Any] = []
@@ -66,7 +70,7 @@ class _Encoder:
         places = {backbone.at(layer, "attention") for layer in range(len(backbone.layers))}
         attentions: list[Any] = [model.get_submodule(place) for place in places]
         try:
-            functions = [_function(attention) for attention in attentions]
+            functions = [_function(attention, self.through) for attention in attentions]
         except BackboneError:
             return False
         for attention, function in zip(attentions, functions, strict=True):
@@ -165,10 +169,10 @@ def attend_to_rows(
 AttentionInterface.register(ATTENTION, attend_to_rows)
 
 
-def _function(attention: Any) -> Any:
+def _function(attention: Any, through: Through | None) -> Any:
     with_prefix = attention.config._attn_implementation == PREFIX
     config = attention.prefix_site.config if with_prefix else attention.config
-    quicker = attending if config._attn_implementation == "sdpa" else None
+    quicker = through if config._attn_implementation == "sdpa" else None
     if with_prefix:
         return partial(attend_with_prefix, through=quicker)
     function = own_attention(attention, config)

@@ -93,6 +93,6 @@ def test_the_quickstart_learns(tmp_path):
     result = adapterlab.run("quickstart", "data.max_samples=2000", "eval.every=null", f"run.dir={tmp_path / 'run'}")
     assert result.metrics["accuracy"] >= result.baselines["majority class"]["accuracy"] + 0.15
     predictor = Predictor(tmp_path / "run")
-    answers = predictor.predict(["you lost my bag and nobody helps, awful", "thank you so much, great service!"])
-    assert {answer["label"] for answer in answers} <= {"negative", "neutral", "positive"}
-    assert all(sum(answer["probabilities"].values()) == pytest.approx(1) for answer in answers)
+    bad, good = predictor.predict(["you lost my bag and nobody helps, awful", "thank you so much, great service!"])
+    assert bad["label"] == "negative"
+    assert good["probabilities"]["positive"] > bad["probabilities"]["positive"]

@@ -117,6 +117,9 @@ def test_lean_has_attention_drop_so_too(tiny, batch, monkeypatch):
     monkeypatch.setattr(module, "attention", lambda *args: seen.append(args) or attention(*args))
     with adapterlab.lean(model):
         model(**batch).loss.backward()
+        assert not seen, "only if it is asked for"
+    with adapterlab.lean(model, byte_dropout=True):
+        model(**batch).loss.backward()
         assert len(seen) == 2, "one for each layer"
         model.eval()(**batch)
         with torch.no_grad():
