@@ -49,7 +49,7 @@ CELLS = [(name, method) for name in RECIPES for method in METHODS if "lora" in n
 
 @pytest.mark.parametrize("name", ["pretrain/lora-bert", "pretrain/lora-gpt2"])
 def test_an_adapter_learns(name, place, tmp_path):
-    longer = ["optim.max_steps=40", "eval.every=40", "adapter.dropout=0"]
+    longer = ["optim.max_steps=100", "eval.every=100", "adapter.dropout=0"]
     result = adapterlab.run(name, *place(name), *METHODS["lora"], *longer, f"run.dir={tmp_path / 'run'}")
     assert result.metrics["perplexity"] < 0.99 * result.baselines["untouched backbone"]["perplexity"]
 
@@ -60,7 +60,7 @@ def test_recipe_runs(name, method, place, tmp_path):
     untouched = result.baselines["untouched backbone"]
     assert result.metrics.keys() == untouched.keys() == {"perplexity", "general_perplexity"}
     assert result.metrics["perplexity"] != untouched["perplexity"]
-    if method in ("lora", "full"):  # a random backbone has little that the others could make use of
+    if method == "full":  # an adapter needs more steps on a random backbone: see `test_an_adapter_learns`
         assert result.metrics["perplexity"] < untouched["perplexity"]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "eval_perplexity" in row] == [3, 6]
