@@ -58,11 +58,13 @@ class Prepared:
     @contextmanager
     def at_speed(self, trainer: TaskTrainer, folder: Path, console: Console) -> Iterator[LowerStates | None]:
         """Train in the quickest way, inside the `with` block; yield the lower layers' output, if that is cached."""
-        in_bf16, compile_ = precision.stores_bf16(self.number_format), self.recipe.optim.compile
+        in_bf16, optim = precision.stores_bf16(self.number_format), self.recipe.optim
         with (
             read_from_disk(trainer, self.lower, folder, console) as states,
-            lean(self.model), stored_bf16(self.model, in_bf16), compiled(self.model, compile_),
-        ):  # fmt: skip
+            lean(self.model, byte_dropout=optim.byte_dropout),
+            stored_bf16(self.model, in_bf16),
+            compiled(self.model, optim.compile),
+        ):
             yield states
 
 

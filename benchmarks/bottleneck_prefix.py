@@ -73,13 +73,14 @@ def attention_alone(layers: int, keys: int) -> Callable[[], None]:
 def compare(method: str, settings: Settings, worker: Worker) -> tuple[Part, str]:
     """Return a method's part of the row, and what its step spends its time in."""
     base, batch, layers = bert(settings.layers), tokens(), settings.layers
-    ours = spared(adapterlab.attach(copy.deepcopy(base), method, **OPTIONS[method]))
+    ours, drawn = (adapterlab.attach(copy.deepcopy(base), method, **OPTIONS[method]) for _ in range(2))
     trained = sum(p.numel() for p in ours.parameters() if p.requires_grad)
     if trained != worker.about["trained"]:
         raise RuntimeError(f"{method}: ours trains {trained} parameters, the library's {worker.about['trained']}.")
     contenders: dict[str, Callable[[], float | None]] = {
         "floor": step(frozen(base, LOWEST[method]), batch),
-        "ours": step(ours, batch),
+        "ours": step(spared(ours), batch),
+        "ours, byte_dropout": step(spared(drawn, byte_dropout=True), batch),
         "adapters": worker,
     }
     if method == "bottleneck":
@@ -90,7 +91,7 @@ def compare(method: str, settings: Settings, worker: Worker) -> tuple[Part, str]
     if method == "prefix":
         medians["arithmetic"] = medians.pop("more keys") - medians.pop("keys")
     bound = medians | {"(floor + arithmetic)": medians["floor"] + medians["arithmetic"]}
-    ratios = ratios_of(bound, "ours / (floor + arithmetic)", "adapters / ours")
+    ratios = ratios_of(bound, "ours / (floor + arithmetic)", "adapters / ours", "adapters / ours, byte_dropout")
     return Part(method, medians, "ms", ratios), f"Of our {method} step: {hot_spots(contenders['ours'])}"
 
 

@@ -3,7 +3,7 @@
 Random weights (speed only), BERT-base's width, 16 x 128 tokens, dropout 0.1 everywhere, r 8. Floor: the backbone
 frozen, in the same dtype and attention, with a gradient back to the embeddings' output, as an adapter in the first
 layer needs it. Ours: as inside `adapterlab.lean`, which runs of recipes enter by themselves, but for the memory that it
-keeps: that would be kept for all contenders of a process.
+keeps: that would be kept for all contenders of a process. `byte_dropout` is the option of that name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import adapterlab
+from adapterlab.kernels.dropout import attending
 from adapterlab.training import precision
 from adapterlab.training.cheap_dropout import cheap_dropout
 from adapterlab.training.first_token import first_token_only
@@ -81,22 +82,30 @@ def step(model: torch.nn.Module, batch: dict[str, torch.Tensor], **autocast: Any
     return run
 
 
-def spared(model: torch.nn.Module) -> torch.nn.Module:
+def spared(model: torch.nn.Module, *, byte_dropout: bool = False) -> torch.nn.Module:
     """Return the model as `adapterlab.lean` makes it, for good; nothing can be left undone here."""
     ways = ExitStack()
-    if not ways.enter_context(real_tokens_only(model)) or not ways.enter_context(first_token_only(model)):
+    through = attending if byte_dropout else None
+    if not ways.enter_context(real_tokens_only(model, through)) or not ways.enter_context(first_token_only(model)):
         raise RuntimeError("lean has found this model to be one that it can spare nothing of.")
-    ways.enter_context(cheap_dropout(model))
+    if byte_dropout:
+        ways.enter_context(cheap_dropout(model))
     _OPEN.append(ways.pop_all())
     return model
 
 
 def lora(base: torch.nn.Module, targets: Any) -> dict[str, torch.nn.Module]:
     """Return the model of each contender."""
-    ours = spared(adapterlab.attach(copy.deepcopy(base), "lora", r=8, dropout=0.1, target_modules=targets))
+    options = {"r": 8, "dropout": 0.1, "target_modules": targets}
+    ours, drawn = (adapterlab.attach(copy.deepcopy(base), "lora", **options) for _ in range(2))
     theirs = LINEARS if targets == "all-linear" else targets
     config = peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=theirs, task_type="SEQ_CLS")
-    return {"floor": frozen(base), "ours": ours, "peft": peft.get_peft_model(copy.deepcopy(base), config)}
+    return {
+        "floor": frozen(base),
+        "ours": spared(ours),
+        "ours, byte_dropout": spared(drawn, byte_dropout=True),
+        "peft": peft.get_peft_model(copy.deepcopy(base), config),
+    }
 
 
 def sizes(layers: int) -> str:
@@ -108,7 +117,8 @@ def compared(contenders: dict[str, Callable[[], None]], settings: Settings) -> R
     """Time floor, ours and peft in turns."""
     medians = medians_of(interleaved(contenders, settings.rounds), 1000)
     notes = [sizes(settings.layers), f"Of our step: {hot_spots(contenders['ours'])}"]
-    return Result([Part("", medians, "ms", ratios_of(medians, "ours / floor", "peft / ours"))], notes)
+    ratios = ratios_of(medians, "ours / floor", "peft / ours", "peft / ours, byte_dropout")
+    return Result([Part("", medians, "ms", ratios)], notes)
 
 
 def fp32(targets: Any) -> Callable[[Settings], Result]:
@@ -130,7 +140,8 @@ def bf16(settings: Settings) -> Result:
     models = lora(bert(settings.layers), "all-linear")
     models["floor"].to(torch.bfloat16)
     with ExitStack() as training:
-        training.enter_context(stored_bf16(models["ours"]))
+        for name in ("ours", "ours, byte_dropout"):
+            training.enter_context(stored_bf16(models[name]))
         contenders = {
             name: step(model, batch, **(AUTOCAST if name != "floor" else {})) for name, model in models.items()
         }

@@ -125,3 +125,18 @@ def test_lean_has_attention_drop_so_too(tiny, batch, monkeypatch):
         with torch.no_grad():
             model.train()(**batch)
     assert len(seen) == 2
+
+
+def test_a_recipe_asks_for_it(tmp_path, monkeypatch):
+    from tiny_workshop import furnish
+
+    from adapterlab.kernels import dropout as module
+
+    seen = []
+    monkeypatch.chdir(furnish(tmp_path))
+    monkeypatch.setattr(module, "attention", lambda *args: seen.append(args) or attention(*args))
+    for asked in ("false", "true"):
+        assert not seen
+        short = ("optim.epochs=1", "log.plot=false", f"run.dir={asked}")
+        adapterlab.run("tiny.yaml", f"optim.byte_dropout={asked}", *short)
+    assert len(seen) >= 2 * 5, "in each of two layers, for each batch"
