@@ -2,8 +2,8 @@
 
 Random weights (speed only), BERT-base's width, 16 x 128 tokens, dropout 0.1 everywhere, r 8. Floor: the backbone
 frozen, in the same dtype and attention, with a gradient back to the embeddings' output, as an adapter in the first
-layer needs it. Ours: as inside `adapterlab.lean`, which runs of recipes enter by themselves, but for the memory that it
-keeps: that would be kept for all contenders of a process. `byte_dropout` is the option of that name.
+layer needs it. Ours: inside `adapterlab.lean`, which runs of recipes enter by themselves; the memory that it keeps is
+kept for all contenders, as they share a process. `byte_dropout` is the option of that name.
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import adapterlab
-from adapterlab.kernels.dropout import attending
 from adapterlab.training import precision
-from adapterlab.training.cheap_dropout import cheap_dropout
-from adapterlab.training.first_token import first_token_only
-from adapterlab.training.real_tokens import real_tokens_only
 from adapterlab.training.stored_bf16 import stored_bf16
 from benchmarks.harness import (
     Goal,
@@ -43,7 +39,7 @@ FEWER = 4  # where all contenders do the same in each layer, so that their numbe
 QV = ["query", "value"]
 LINEARS = r".*encoder\.layer.*(query|key|value|dense)"  # adapterlab's all-linear, in peft's words
 TOTAL = 10_000  # steps of AdaLoRA's schedule: the timed ones are where it prunes
-_OPEN: list[ExitStack] = []  # ways that models train in until the process ends
+_OPEN = ExitStack()  # what stays entered until the process ends
 AUTOCAST = {"device_type": "cpu", "dtype": torch.bfloat16}
 
 
@@ -82,15 +78,9 @@ def step(model: torch.nn.Module, batch: dict[str, torch.Tensor], **autocast: Any
     return run
 
 
-def spared(model: torch.nn.Module, *, byte_dropout: bool = False) -> torch.nn.Module:
-    """Return the model as `adapterlab.lean` makes it, for good; nothing can be left undone here."""
-    ways = ExitStack()
-    through = attending if byte_dropout else None
-    if not ways.enter_context(real_tokens_only(model, through)) or not ways.enter_context(first_token_only(model)):
-        raise RuntimeError("lean has found this model to be one that it can spare nothing of.")
-    if byte_dropout:
-        ways.enter_context(cheap_dropout(model))
-    _OPEN.append(ways.pop_all())
+def spared(model: torch.nn.Module, **options: Any) -> torch.nn.Module:
+    """Return the model inside `adapterlab.lean`, until the process ends."""
+    _OPEN.enter_context(adapterlab.lean(model, **options))
     return model
 
 
