@@ -18,6 +18,8 @@ import torch
 import transformers as T
 from invented import InventedConfig
 
+import adapterlab
+
 VOCABULARY, LAYERS, HIDDEN, LABELS = 97, 2, 32, 3
 
 
@@ -175,6 +177,23 @@ def peft_finds_the_cache(monkeypatch):
     import peft
 
     monkeypatch.setattr(peft.peft_model, "inspect", types.SimpleNamespace(signature=signature))
+
+
+def prepared(tiny, architecture, method, head="SequenceClassification", **options):
+    """Return a tiny model in eval mode with an adapter that does something, and that drops nothing out in training."""
+    model = adapterlab.attach(tiny(architecture, head), method, **options)
+    randomize(model, std=0.1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model.eval()
+
+
+def gradients_of(model, loss):
+    """Return the gradients of what is trained, by name, where there are any."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, [p for _, p in trained], allow_unused=True)
+    return {name: gradient for (name, _), gradient in zip(trained, found, strict=True) if gradient is not None}
 
 
 def randomize(model, seed=3, std=0.3):

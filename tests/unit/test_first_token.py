@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import randomize
+from conftest import gradients_of, prepared
 
 import adapterlab
 from adapterlab.training.first_token import first_token_only
@@ -13,20 +13,9 @@ METHODS = ["lora", "adalora", "prefix", "bottleneck", "ia3", "prompt_tuning", "f
 VARIANTS = [("bottleneck", {"variant": "houlsby"}), ("bottleneck", {"variant": "parallel"})]
 
 
-def prepared(tiny, architecture, method, **options):
-    model = adapterlab.attach(tiny(architecture), method, **options)
-    randomize(model, std=0.1)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model.eval()
-
-
 def outcome(model, batch):
     outputs = model(**batch)
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(outputs.loss, [p for _, p in trained], allow_unused=True)
-    return outputs.logits, {name: g for (name, _), g in zip(trained, gradients, strict=True) if g is not None}
+    return outputs.logits, gradients_of(model, outputs.loss)
 
 
 @pytest.mark.parametrize(("method", "options"), [*((method, {}) for method in METHODS), *VARIANTS])

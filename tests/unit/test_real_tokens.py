@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import DECODERS, VOCABULARY, randomize
+from conftest import DECODERS, VOCABULARY, gradients_of, prepared
 
 import adapterlab
 from adapterlab.kernels.unpad import Packing
@@ -26,23 +26,10 @@ def padded(head="SequenceClassification", **changes):
     return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels, **changes}
 
 
-def prepared(tiny, architecture, method, head="SequenceClassification", **options):
-    model = adapterlab.attach(tiny(architecture, head), method, **options)
-    randomize(model, std=0.1)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model.eval()
-
-
 def outcome(model, batch):
     outputs = model(**batch)
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(outputs.loss, [p for _, p in trained], allow_unused=True)
-    logits = outputs.logits
-    if logits.dim() == 3:
-        logits = logits[batch["attention_mask"].bool()]
-    return outputs.loss, logits, {n: g for (n, _), g in zip(trained, gradients, strict=True) if g is not None}
+    logits = outputs.logits if outputs.logits.dim() < 3 else outputs.logits[batch["attention_mask"].bool()]
+    return outputs.loss, logits, gradients_of(model, outputs.loss)
 
 
 def same(found, expected):
