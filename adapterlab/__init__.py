@@ -21,7 +21,7 @@ _HOMES = {
     "MethodInfo": "adapterlab.adapters",
     "register_method": "adapterlab.adapters",
     "save": "adapterlab.adapter_folder",
-    "lean": "adapterlab.training.lean",
+    "lean": "adapterlab.speed.lean",
     "load": "adapterlab.loading",
     "merge": "adapterlab.merging",
     "combine": "adapterlab.combining",
@@ -63,8 +63,8 @@ if TYPE_CHECKING:
     from adapterlab.loading import load
     from adapterlab.merging import merge
     from adapterlab.pipeline import RunResult, run
+    from adapterlab.speed.lean import lean
     from adapterlab.trainer_hooks import set_total_step
-    from adapterlab.training.lean import lean
 
 
 def __getattr__(name: str) -> Any:

@@ -20,8 +20,8 @@ from adapterlab.loading import load, local_folder
 from adapterlab.new_tokens import equip
 from adapterlab.pretrained import limit_length, load_backbone, load_tokenizer, quiet
 from adapterlab.recipe import load_recipe
+from adapterlab.speed.precision import device
 from adapterlab.tasks import Predictions, Task
-from adapterlab.training.precision import device
 from adapterlab.training.replay import General
 from adapterlab.training.run_folder import RunFolder
 from adapterlab.training.trainer import by_length

@@ -22,18 +22,18 @@ from adapterlab.new_tokens import pieces
 from adapterlab.pretrained import limit_length, load_backbone, load_tokenizer, portable_address
 from adapterlab.recipe import Recipe
 from adapterlab.sharding import load_everywhere, shard_by_layer
+from adapterlab.speed import precision
+from adapterlab.speed.compiled import check_compiler, compiled
+from adapterlab.speed.lean import lean
+from adapterlab.speed.stored_bf16 import stored_bf16
 from adapterlab.tasks import Task
 from adapterlab.trainer_hooks import set_total_step
-from adapterlab.training import precision
 from adapterlab.training.cached_layers import LowerStates, read_from_disk, room_for
-from adapterlab.training.compiled import check_compiler, compiled
 from adapterlab.training.groups import parameter_groups
-from adapterlab.training.lean import lean
 from adapterlab.training.loggers import check_loggers
 from adapterlab.training.lower_layers import LowerLayers, find_lower_layers
 from adapterlab.training.replay import General
 from adapterlab.training.run_folder import RunFolder
-from adapterlab.training.stored_bf16 import stored_bf16
 from adapterlab.training.trainer import TaskTrainer, best_metric, planned_steps, row_count
 
 _KEPT = {"merged": "merged into its weights", "beside": "which stays beside the new one, frozen"}

@@ -167,7 +167,7 @@ def train_and_test(row: str, train: list[dict], test: list[dict], seed: int) -> 
         set_seed,
     )
 
-    from adapterlab.training import precision
+    from adapterlab.speed import precision
 
     if row == "linear probe":
         return probe(train, test, seed)

@@ -28,9 +28,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import adapterlab
-from adapterlab.training.compiled import compiled
-from adapterlab.training.first_token import first_token_only
-from adapterlab.training.stored_bf16 import stored_bf16
+from adapterlab.speed.compiled import compiled
+from adapterlab.speed.first_token import first_token_only
+from adapterlab.speed.stored_bf16 import stored_bf16
 from benchmarks import gpu_checks
 from benchmarks.steps import LINEARS, frozen
 

@@ -9,9 +9,9 @@ import torch
 
 from adapterlab.kernels.lora_linear import lora_linear, reference
 from adapterlab.kernels.masks import Mask
-from adapterlab.training.compiled import compiled
-from adapterlab.training.first_token import first_token_only
-from adapterlab.training.stored_bf16 import stored_bf16
+from adapterlab.speed.compiled import compiled
+from adapterlab.speed.first_token import first_token_only
+from adapterlab.speed.stored_bf16 import stored_bf16
 
 
 def lora_linear_is_its_reference(bench: Any) -> str:

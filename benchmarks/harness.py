@@ -195,7 +195,7 @@ def machine() -> dict[str, Any]:
     """Return what figures depend on: processor, memory, instructions, GPU, versions."""
     import torch
 
-    from adapterlab.training.precision import cpu_has_bf16
+    from adapterlab.speed.precision import cpu_has_bf16
 
     found: dict[str, Any] = {
         "cpu": cpu_name(),

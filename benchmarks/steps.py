@@ -18,8 +18,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import adapterlab
-from adapterlab.training import precision
-from adapterlab.training.stored_bf16 import stored_bf16
+from adapterlab.speed import precision
+from adapterlab.speed.stored_bf16 import stored_bf16
 from benchmarks.harness import (
     Goal,
     NotHereError,

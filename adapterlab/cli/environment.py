@@ -50,7 +50,7 @@ def _found() -> dict[str, str]:
 def _hardware() -> Iterator[tuple[str, str]]:
     import torch
 
-    from adapterlab.training.precision import choose, storage
+    from adapterlab.speed.precision import choose, storage
 
     yield "cpu can", ", ".join(_abilities(torch))
     if torch.cuda.is_available():

@@ -21,8 +21,8 @@ from adapterlab.data import Splits
 from adapterlab.errors import ConfigError
 from adapterlab.recipe import Recipe
 from adapterlab.recipe.schema import OptimSection
+from adapterlab.speed import precision
 from adapterlab.tasks import METRICS, Predictions, Task
-from adapterlab.training import precision
 from adapterlab.training.callbacks import MetricsLog, Narrator
 from adapterlab.training.groups import parameter_groups
 from adapterlab.training.loggers import logger_callbacks

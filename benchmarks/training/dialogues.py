@@ -104,7 +104,7 @@ def through_trainer(place: str, tokenizer: Any, encoded: list[Any], settings: di
     import torch
     from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
-    from adapterlab.training import precision
+    from adapterlab.speed import precision
 
     clock = start_clock()
     set_seed(seed)

@@ -71,7 +71,7 @@ def through_trainer(tokenizer: Any, encoded: Any, settings: dict[str, Any], seed
         set_seed,
     )
 
-    from adapterlab.training import precision
+    from adapterlab.speed import precision
 
     clock = start_clock()
     set_seed(seed)

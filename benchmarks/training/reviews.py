@@ -82,7 +82,7 @@ def through_trainer(train: Rows, test: Rows, settings: dict[str, Any], seed: int
         set_seed,
     )
 
-    from adapterlab.training import precision
+    from adapterlab.speed import precision
 
     datasets.disable_progress_bars()
     clock = start_clock(settings.get("target"))

@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from adapterlab.training.allocator import freed_memory_kept
+from adapterlab.speed.allocator import freed_memory_kept
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

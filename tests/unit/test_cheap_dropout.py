@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import adapterlab
 from adapterlab.kernels.dropout import attention, dropout
-from adapterlab.training.cheap_dropout import cheap_dropout
+from adapterlab.speed.cheap_dropout import cheap_dropout
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])

@@ -13,9 +13,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import adapterlab
 from adapterlab.guests import need_guests
-from adapterlab.training import compiled as module
+from adapterlab.speed import compiled as module
+from adapterlab.speed.compiled import check_compiler, compiled
 from adapterlab.training.callbacks import Narrator
-from adapterlab.training.compiled import check_compiler, compiled
 
 SHAPES = ((4, 10), (4, 13), (2, 7))
 

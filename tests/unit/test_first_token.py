@@ -7,7 +7,7 @@ import torch
 from conftest import gradients_of, prepared
 
 import adapterlab
-from adapterlab.training.first_token import first_token_only
+from adapterlab.speed.first_token import first_token_only
 
 METHODS = ["lora", "adalora", "prefix", "bottleneck", "ia3", "prompt_tuning", "full"]
 VARIANTS = [("bottleneck", {"variant": "houlsby"}), ("bottleneck", {"variant": "parallel"})]

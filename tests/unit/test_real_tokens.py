@@ -8,8 +8,8 @@ from conftest import DECODERS, VOCABULARY, gradients_of, prepared
 
 import adapterlab
 from adapterlab.kernels.unpad import Packing
-from adapterlab.training.first_token import first_token_only
-from adapterlab.training.real_tokens import real_tokens_only
+from adapterlab.speed.first_token import first_token_only
+from adapterlab.speed.real_tokens import real_tokens_only
 
 ENCODERS = ["bert", "roberta", "electra", "distilbert", "albert"]
 METHODS = ["lora", "adalora", "prefix", "bottleneck", "ia3", "prompt_tuning", "full"]

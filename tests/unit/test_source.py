@@ -21,7 +21,7 @@ FLOORS = [
     ["adapters", "fingerprint", "token_rows", "token_files", "new_tokens"],
     ["guests"],
     ["heads", "sharding"],
-    ["adapter_folder"],
+    ["adapter_folder", "speed"],
     ["trainer_hooks"],
     ["attaching"],
     ["loading", "merging", "combining", "converting", "pretrained", "features"],

@@ -13,9 +13,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import adapterlab
-from adapterlab.training import stored_bf16 as module
+from adapterlab.speed import stored_bf16 as module
+from adapterlab.speed.stored_bf16 import stored_bf16
 from adapterlab.training.callbacks import Narrator
-from adapterlab.training.stored_bf16 import stored_bf16
 
 CASES = {
     "lora": ("lora", {"dropout": 0.1}),
@@ -168,7 +168,7 @@ def test_a_run_stores_so_and_learns_to_the_bit_what_it_would_have(tmp_path, monk
     stored = adapterlab.run("tiny.yaml", "run.dir=stored", *options)
     assert set(seen) == {torch.bfloat16}
     seen.clear()
-    monkeypatch.setattr("adapterlab.training.precision.stores_bf16", lambda number_format: False)
+    monkeypatch.setattr("adapterlab.speed.precision.stores_bf16", lambda number_format: False)
     cast = adapterlab.run("tiny.yaml", "run.dir=cast", *options)
     assert set(seen) == {torch.float32}
     assert stored.metrics == cast.metrics
@@ -183,7 +183,7 @@ def test_a_run_stores_so_and_learns_to_the_bit_what_it_would_have(tmp_path, monk
 
 
 def test_shared_out_by_a_launcher_nothing_is_stored_otherwise(monkeypatch):
-    from adapterlab.training.precision import stores_bf16
+    from adapterlab.speed.precision import stores_bf16
 
     assert stores_bf16("bf16")
     assert not stores_bf16("fp16")

@@ -16,8 +16,8 @@ from torch import nn
 from adapterlab.backbones import describe, join
 from adapterlab.errors import BackboneError
 from adapterlab.kernels.unpad import Packing
-from adapterlab.training.real_tokens import PACKING
-from adapterlab.training.trial import alike, trial
+from adapterlab.speed.real_tokens import PACKING
+from adapterlab.speed.trial import alike, trial
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from typing import Any
 from adapterlab.backbones import describe
 from adapterlab.kernels.dropout import attending
 from adapterlab.sharding import is_sharded
-from adapterlab.training import precision
-from adapterlab.training.allocator import freed_memory_kept
-from adapterlab.training.cheap_dropout import cheap_dropout
-from adapterlab.training.first_token import first_token_only
-from adapterlab.training.real_tokens import real_tokens_only
+from adapterlab.speed import precision
+from adapterlab.speed.allocator import freed_memory_kept
+from adapterlab.speed.cheap_dropout import cheap_dropout
+from adapterlab.speed.first_token import first_token_only
+from adapterlab.speed.real_tokens import real_tokens_only
 
 
 @contextmanager

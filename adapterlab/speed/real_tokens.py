@@ -21,7 +21,7 @@ from adapterlab.adapters.prefix_attention import attend_with_prefix, own_attenti
 from adapterlab.backbones import describe, join
 from adapterlab.errors import BackboneError
 from adapterlab.kernels.unpad import Packing
-from adapterlab.training.trial import alike, trial
+from adapterlab.speed.trial import alike, trial
 
 Through = Callable[[Callable[..., Any]], Callable[..., Any]]
 ATTENTION = "adapterlab_real_tokens"  # the name our attention function is registered under
