@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import peft
 import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as PEFTS
 from torch import nn
 
 from adapterlab import token_files
@@ -25,8 +26,6 @@ from adapterlab.heads import are_named, label_output, labels_of, set_labels
 from adapterlab.token_rows import NewTokens
 
 M = TypeVar("M", bound=nn.Module)
-
-_PEFTS = {field.name for field in dataclasses.fields(peft.PeftConfig)}  # every config of peft's has them
 
 
 def load(
@@ -244,7 +243,10 @@ def _fill(model: nn.Module, method: Method, files: AdapterFiles, name: str) -> N
     guests = need_guests(model)
     guest = guests.adapters[name]
     method.adopt(model, name, files.fields)
-    _check_fields(files, method, {*_PEFTS, *peft_fields(model, guests, guest)})
+    known = {field.name for field in dataclasses.fields(PEFTS.get(method.peft_type, peft.PeftConfig))}
+    if not known.issuperset(files.fields):  # else there is no need to find out what this adapter's own are
+        known.update(peft_fields(model, guests, guest))
+    _check_fields(files, method, known)
     if not files.extra.get("heads"):  # none was trained with it: then the model's own is the right one
         for path in [path for path in guest.heads if not any(key.startswith(path + ".") for key in files.tensors)]:
             del guest.heads[path]

@@ -80,7 +80,7 @@ def compare(method: str, settings: Settings, worker: Worker) -> tuple[Part, str]
     contenders: dict[str, Callable[[], float | None]] = {
         "floor": step(frozen(base, LOWEST[method]), batch),
         "ours": step(spared(ours), batch),
-        "ours, byte_dropout": step(spared(drawn, byte_dropout=True), batch),
+        "ours, torch's dropout": step(spared(drawn, byte_dropout=False), batch),
         "adapters": worker,
     }
     if method == "bottleneck":
@@ -91,7 +91,7 @@ def compare(method: str, settings: Settings, worker: Worker) -> tuple[Part, str]
     if method == "prefix":
         medians["arithmetic"] = medians.pop("more keys") - medians.pop("keys")
     bound = medians | {"(floor + arithmetic)": medians["floor"] + medians["arithmetic"]}
-    ratios = ratios_of(bound, "ours / (floor + arithmetic)", "adapters / ours", "adapters / ours, byte_dropout")
+    ratios = ratios_of(bound, "ours / (floor + arithmetic)", "adapters / ours", "adapters / ours, torch's dropout")
     return Part(method, medians, "ms", ratios), f"Of our {method} step: {hot_spots(contenders['ours'])}"
 
 

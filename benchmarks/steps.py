@@ -3,7 +3,7 @@
 Random weights (speed only), BERT-base's width, 16 x 128 tokens, dropout 0.1 everywhere, r 8. Floor: the backbone
 frozen, in the same dtype and attention, with a gradient back to the embeddings' output, as an adapter in the first
 layer needs it. Ours: inside `adapterlab.lean`, which runs of recipes enter by themselves; the memory that it keeps is
-kept for all contenders, as they share a process. `byte_dropout` is the option of that name.
+kept for all contenders, as they share a process. "Torch's dropout" is ours with `byte_dropout=False`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def lora(base: torch.nn.Module, targets: Any) -> dict[str, torch.nn.Module]:
     return {
         "floor": frozen(base),
         "ours": spared(ours),
-        "ours, byte_dropout": spared(drawn, byte_dropout=True),
+        "ours, torch's dropout": spared(drawn, byte_dropout=False),
         "peft": peft.get_peft_model(copy.deepcopy(base), config),
     }
 
@@ -107,7 +107,7 @@ def compared(contenders: dict[str, Callable[[], None]], settings: Settings) -> R
     """Time floor, ours and peft in turns."""
     medians = medians_of(interleaved(contenders, settings.rounds), 1000)
     notes = [sizes(settings.layers), f"Of our step: {hot_spots(contenders['ours'])}"]
-    ratios = ratios_of(medians, "ours / floor", "peft / ours", "peft / ours, byte_dropout")
+    ratios = ratios_of(medians, "ours / floor", "peft / ours", "peft / ours, torch's dropout")
     return Result([Part("", medians, "ms", ratios)], notes)
 
 
@@ -130,7 +130,7 @@ def bf16(settings: Settings) -> Result:
     models = lora(bert(settings.layers), "all-linear")
     models["floor"].to(torch.bfloat16)
     with ExitStack() as training:
-        for name in ("ours", "ours, byte_dropout"):
+        for name in ("ours", "ours, torch's dropout"):
             training.enter_context(stored_bf16(models[name]))
         contenders = {
             name: step(model, batch, **(AUTOCAST if name != "floor" else {})) for name, model in models.items()

@@ -89,9 +89,10 @@ def test_predictions_do_not_depend_on_the_batch(tmp_path):
 
 
 def test_the_quickstart_learns(tmp_path):
-    """A third of its rows are enough to be 15 points above always saying 'negative'."""
-    result = adapterlab.run("quickstart", "data.max_samples=2000", "eval.every=null", f"run.dir={tmp_path / 'run'}")
-    assert result.metrics["accuracy"] >= result.baselines["majority class"]["accuracy"] + 0.15
+    """As it is shipped, it is far above always saying 'negative', and above what the untouched backbone knows."""
+    result = adapterlab.run("quickstart", "eval.every=null", f"run.dir={tmp_path / 'run'}")
+    assert result.metrics["accuracy"] >= result.baselines["majority class"]["accuracy"] + 0.2
+    assert result.metrics["accuracy"] >= result.baselines["untouched backbone"]["accuracy"] + 0.02
     predictor = Predictor(tmp_path / "run")
     bad, good = predictor.predict(["you lost my bag and nobody helps, awful", "thank you so much, great service!"])
     assert bad["label"] == "negative"

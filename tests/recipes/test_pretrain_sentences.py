@@ -98,7 +98,7 @@ def test_a_pretrained_backbone_learns_what_follows(tmp_path):
     (tmp_path / "topics.txt").write_text("\n\n".join(documents))
     result = adapterlab.run(
         RECIPES[0], f"model.name={MINILM}", f"data.train={tmp_path / 'topics.txt'}", "data.eval=0.1",
-        "data.max_length=32", "adapter.dropout=0", "optim={lr: 1e-3, epochs: 8, batch_size: 16, precision: fp32}",
+        "data.max_length=32", "adapter.dropout=0", "optim={lr: 1e-3, epochs: 6, batch_size: 16, precision: fp32}",
         "eval={best: sentence_accuracy, every: 75}", "log.plot=false", f"run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert result.baselines["majority class"]["sentence_accuracy"] == pytest.approx(0.5, abs=0.05)

@@ -115,10 +115,10 @@ def test_lean_has_attention_drop_so_too(tiny, batch, monkeypatch):
 
     model, seen = adapterlab.attach(tiny("bert"), "lora").train(), []
     monkeypatch.setattr(module, "attention", lambda *args: seen.append(args) or attention(*args))
-    with adapterlab.lean(model):
+    with adapterlab.lean(model, byte_dropout=False):
         model(**batch).loss.backward()
-        assert not seen, "only if it is asked for"
-    with adapterlab.lean(model, byte_dropout=True):
+        assert not seen, "torch's draws are asked for"
+    with adapterlab.lean(model):
         model(**batch).loss.backward()
         assert len(seen) == 2, "one for each layer"
         model.eval()(**batch)
@@ -127,7 +127,7 @@ def test_lean_has_attention_drop_so_too(tiny, batch, monkeypatch):
     assert len(seen) == 2
 
 
-def test_a_recipe_asks_for_it(tmp_path, monkeypatch):
+def test_a_recipe_does_so_unless_it_wants_torchs_draws(tmp_path, monkeypatch):
     from tiny_workshop import furnish
 
     from adapterlab.kernels import dropout as module
@@ -135,8 +135,7 @@ def test_a_recipe_asks_for_it(tmp_path, monkeypatch):
     seen = []
     monkeypatch.chdir(furnish(tmp_path))
     monkeypatch.setattr(module, "attention", lambda *args: seen.append(args) or attention(*args))
-    for asked in ("false", "true"):
+    for asked in (["optim.byte_dropout=false"], []):
         assert not seen
-        short = ("optim.epochs=1", "log.plot=false", f"run.dir={asked}")
-        adapterlab.run("tiny.yaml", f"optim.byte_dropout={asked}", *short)
+        adapterlab.run("tiny.yaml", "optim.epochs=1", "log.plot=false", f"run.dir=run{len(asked)}", *asked)
     assert len(seen) >= 2 * 5, "in each of two layers, for each batch"
