@@ -280,6 +280,8 @@ def main() -> None:
         print(f"no time for: {', '.join(found['left_out'])}")
     results = {"device": name, "torch": torch.__version__, "checks": told, "wrong": wrong, **found}
     asked.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if wrong:
+        raise SystemExit(f"went wrong: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

@@ -165,8 +165,8 @@ def adalora(settings: Settings) -> Result:
         **ranks, deltaT=1, lora_alpha=16, lora_dropout=0.1, target_modules=LINEARS, task_type="SEQ_CLS"
     )
     models = {
-        "our LoRA": adapterlab.attach(copy.deepcopy(base), "lora", r=8, dropout=0.1),
-        "ours": adapterlab.attach(copy.deepcopy(base), "adalora", **ranks, delta_t=1, alpha=16, dropout=0.1),
+        "our LoRA": spared(adapterlab.attach(copy.deepcopy(base), "lora", r=8, dropout=0.1)),
+        "ours": spared(adapterlab.attach(copy.deepcopy(base), "adalora", **ranks, delta_t=1, alpha=16, dropout=0.1)),
         "peft": peft.get_peft_model(copy.deepcopy(base), config),
     }
     steps = {name: whole_step(name, model, batch) for name, model in models.items()}

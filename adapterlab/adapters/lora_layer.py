@@ -14,11 +14,13 @@ from transformers.pytorch_utils import Conv1D
 from adapterlab.kernels.lora_linear import lora_linear
 from adapterlab.kernels.masks import shared_mask
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 class _Fast:
     """Goes before peft's layer. Where more is asked than to train one update of a frozen linear, peft's forward runs.
 
-    So does it without gradients: there is little to spare then, and the answers are peft's to the last bit.
+    So does it without gradients and dropout: there is little to spare then, and the answers are peft's to the last bit.
     """
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -31,8 +33,7 @@ class _Fast:
         if name is None:
             output: torch.Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
             return output
-        base, dropout = self.base_layer, self.lora_dropout[name]
-        p = dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0
+        base, p = self.base_layer, self._rate(name)
         mask = shared_mask(x, p) if p else None
         weight = base.weight.T if isinstance(base, Conv1D) else base.weight
         a, b, scaling = self.factors(name)
@@ -53,16 +54,26 @@ class _Fast:
             return f"the linear's weight is a {type(base.weight).__name__}"
         if base.weight.requires_grad:
             return "the linear's own weight is trained, too"
-        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
-            return "somebody has put hooks on the linear itself"
+        if "forward" in base.__dict__:
+            return "somebody has replaced the linear's forward"
+        parts = (base, self.lora_A[name], self.lora_B[name], self.lora_dropout[name])
+        if any(getattr(part, hooks, None) for part in parts for hooks in _HOOKS):
+            return "somebody has put hooks on the linear itself, or on the adapter's own modules"
         return None
+
+    def _rate(self: Any, name: str) -> float:
+        """Return the rate at which the adapter drops out now."""
+        dropout = self.lora_dropout[name]
+        return dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0
 
     def _fast(self: Any, x: torch.Tensor) -> str | None:
         """Return the adapter to compute with, if it is the only one and the fast way gives what peft's layer would."""
-        if self.disable_adapters or self.merged or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self.disable_adapters or self.merged or torch.compiler.is_compiling():
             return None
         name = next((name for name in self.active_adapters if name in self.lora_A), None)
         if name is None or self.obstacle(name) is not None or not x.is_floating_point():
+            return None
+        if not torch.is_grad_enabled() and not self._rate(name):  # with dropout, a reentrant checkpoint must draw alike
             return None
         fits = x.dtype == self.base_layer.weight.dtype or torch.is_autocast_enabled(x.device.type)
         return name if fits else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,16 +47,19 @@ def attention(
 
 def attending(otherwise: Callable[..., Any]) -> Callable[..., Any]:
     """Return an attention function of transformers' kind that is `attention` where that is quicker."""
+    return partial(_attend, otherwise)
 
-    def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
-        p, scaling, causal = kwargs.get("dropout", 0.0), kwargs.get("scaling"), getattr(module, "is_causal", True)
-        plain = query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[1] == key.shape[1]
-        if not (plain and 0 < p < 1 and torch.is_grad_enabled()) or _is_more(kwargs, causal):
-            return otherwise(module, query, key, value, attention_mask, **kwargs)
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attention(query, key, value, attention_mask, scaling, p).transpose(1, 2).contiguous(), None
 
-    return attend
+def _attend(
+    otherwise: Callable[..., Any], module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
+) -> Any:
+    p, scaling, causal = kwargs.get("dropout", 0.0), kwargs.get("scaling"), getattr(module, "is_causal", True)
+    plain = query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[1] == key.shape[1]
+    # with gradients or without: a reentrant checkpoint runs forward without, and has to draw the same
+    if not (plain and 0 < p < 1) or _is_more(kwargs, causal):
+        return otherwise(module, query, key, value, attention_mask, **kwargs)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attention(query, key, value, attention_mask, scaling, p).transpose(1, 2).contiguous(), None
 
 
 def _is_more(kwargs: dict[str, Any], causal: bool) -> bool:

@@ -104,12 +104,14 @@ def shared_mask(x: torch.Tensor, p: float) -> Mask:
     What reads the same input (query, key, value) drops the same of it, and it is drawn once. Each by itself sees
     dropout as ever; only together they differ from layers with masks of their own.
     """
+    # a checkpoint that computes forward again in backward draws again, too, or what follows would draw something else
+    about = (x._version, p, torch._C._current_graph_task_id())
     last = getattr(_last, "mask", None)
     if last is not None:
-        reference, version, rate, mask = last
-        if reference() is x and version == x._version and rate == p:
+        reference, what, mask = last
+        if reference() is x and what == about:
             found: Mask = mask
             return found
     mask = Mask(x, p)
-    _last.mask = (weakref.ref(x), x._version, p, mask)
+    _last.mask = (weakref.ref(x), about, mask)
     return mask

@@ -266,7 +266,7 @@ class OptimSection(Section):
     )
     byte_dropout: bool = Field(
         True,
-        description="Draw the backbone's own dropout in bytes, on a CPU: a sixth less time. Rate, mean and "
+        description="Draw the backbone's own dropout in bytes, on a CPU: about a seventh less time. Rate, mean and "
         "independence are dropout's; false draws torch's masks, those of a plain loop at the same seed.",
     )
     compile: bool = Field(

@@ -16,7 +16,7 @@ from torch import nn
 from adapterlab.backbones import describe, join
 from adapterlab.errors import BackboneError
 from adapterlab.kernels.unpad import Packing
-from adapterlab.speed.real_tokens import PACKING
+from adapterlab.speed.real_tokens import PACKING, asks_for_states
 from adapterlab.speed.trial import alike, trial
 
 
@@ -38,7 +38,8 @@ class _LastLayer:
 
     def __init__(self) -> None:
         self.on = True
-        self.packing: Packing | None = None  # of the batch at hand, if it is packed
+        self.inside = False  # whether the classifier runs; whoever calls the backbone alone wants all of its tokens
+        self.narrows = False  # in the forward at hand, and where a checkpoint computes it again
         self.handles: list[Any] = []
 
     def enter(self, model: Any) -> bool:
@@ -56,7 +57,13 @@ class _LastLayer:
             model.get_submodule(join(backbone.layers[-1], name))
             for name in (anatomy.attention_in, anatomy.attention_sum)
         )
+        if any(isinstance(getattr(hook, "__self__", None), _LastLayer) for hook in attention._forward_hooks.values()):
+            return False  # inside another block, or a copy made in one
+        base = model.get_submodule(backbone.base)
         self.handles = [
+            model.register_forward_pre_hook(self._enter_classifier),
+            model.register_forward_hook(self._leave_classifier, always_call=True),
+            base.register_forward_pre_hook(self._look, with_kwargs=True),
             attention.register_forward_hook(self._narrow_output, with_kwargs=True),
             summed.register_forward_pre_hook(self._narrow_residual),
         ]
@@ -74,24 +81,37 @@ class _LastLayer:
                 narrow, self.on = model(**inputs).logits, False
                 whole, self.on = model(**inputs).logits, True
                 exact = alike(narrow, whole)
-            except (
-                RuntimeError,
-                IndexError,
-            ):  # the head reads another token, or an adapter has kept the residual whole
+            except Exception:  # the head reads another token, or an adapter has kept the residual whole
                 exact = False
         if not exact:
             self.leave()
         return exact
 
+    def _enter_classifier(self, module: nn.Module, args: Any) -> None:
+        self.inside = True
+
+    def _leave_classifier(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.inside = False
+
+    def _look(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.narrows = self.on and self.inside and not asks_for_states(module, kwargs)
+
     def _narrow_output(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if not self.on:
+        if not self.narrows:
             return output
-        self.packing = kwargs.get(PACKING)
-        return (self._first(output[0]), *output[1:]) if isinstance(output, tuple) else self._first(output)
+        states, packing = output[0] if isinstance(output, tuple) else output, kwargs.get(PACKING)
+        first = _firsts(states, packing)
+        if packing is not None:
+            first.packing = packing  # type: ignore[attr-defined]  # for the residual, which is added to this very tensor
+        return (first, *output[1:]) if isinstance(output, tuple) else first
 
     def _narrow_residual(self, module: nn.Module, args: Any) -> Any:
-        return (args[0], self._first(args[1]), *args[2:]) if self.on else args
+        states, residual, *more = args
+        if not self.narrows or states.shape == residual.shape:
+            return args
+        return (states, _firsts(residual, getattr(states, "packing", None)), *more)
 
-    def _first(self, states: torch.Tensor) -> torch.Tensor:
-        """Return each row's first token: (batch, 1, hidden); of packed rows, (1, batch, hidden)."""
-        return states[:, :1] if self.packing is None else states.index_select(1, self.packing.firsts)
+
+def _firsts(states: torch.Tensor, packing: Packing | None) -> torch.Tensor:
+    """Return each row's first token: (batch, 1, hidden); of packed rows, (1, batch, hidden)."""
+    return states[:, :1] if packing is None else states.index_select(1, packing.firsts)

@@ -55,7 +55,7 @@ class _Encoder:
         self.on = True
         self.asked = False  # whether somebody wants to see the states of every layer, which are to be whole then
         self.handles: list[Any] = []
-        self.configs: list[tuple[Any, Any]] = []  # attention modules, and the configs they had
+        self.configs: list[tuple[Any, Any, Any]] = []  # attention modules, the configs they had, and those from us
 
     def enter(self, model: Any) -> bool:
         """Hook in, if this is an encoder whose attention asks for its function by name: others are out of reach."""
@@ -73,11 +73,13 @@ class _Encoder:
             functions = [_function(attention, self.through) for attention in attentions]
         except BackboneError:
             return False
+        if any(attention.config._attn_implementation == ATTENTION for attention in attentions):
+            return False  # inside another block, or a copy made in one
         for attention, function in zip(attentions, functions, strict=True):
-            self.configs.append((attention, attention.config))
-            attention.attend_to_rows = function
-            attention.config = copy.copy(attention.config)  # its own, so that masks are made as before
-            attention.config._attn_implementation = ATTENTION
+            config = copy.copy(attention.config)  # its own, so that masks are made as before
+            config._attn_implementation = ATTENTION
+            self.configs.append((attention, attention.config, config))
+            attention.attend_to_rows, attention.config = function, config
         base = model.get_submodule(backbone.base)
         encoder = model.get_submodule(join(backbone.base, backbone.anatomies[0].encoder))
         self.handles = [
@@ -91,8 +93,9 @@ class _Encoder:
         """Take the hooks out."""
         while self.handles:
             self.handles.pop().remove()
-        for attention, config in self.configs:
-            attention.config = config
+        for attention, before, config in self.configs:
+            if attention.config is config:  # else a prefix has been switched or taken out since
+                attention.config = before
             del attention.attend_to_rows
         self.configs.clear()
 
@@ -103,20 +106,20 @@ class _Encoder:
                 packed, self.on = _answer(model, inputs), False
                 padded, self.on = _answer(model, inputs), True
                 exact = alike(packed, padded)
-            except (RuntimeError, TypeError, IndexError):  # a layer doesn't hand on what its attention has to know
+            except Exception:  # a layer doesn't hand on what its attention has to know, or wants other lengths
                 exact = False
         if not exact:
             self.leave()
         return exact
 
     def _look(self, module: Any, args: Any, kwargs: Any) -> None:
-        names = ("output_hidden_states", "output_attentions")
-        self.asked = any(kwargs.get(name) or getattr(module.config, name, False) for name in names)
+        self.asked = asks_for_states(module, kwargs)
 
     def _pack(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         states = args[0] if args else kwargs["hidden_states"]
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        if not self.on or self.asked or torch.compiler.is_compiling() or self._compiled(module):
+        ours = all(attention.config is config for attention, _, config in self.configs)
+        if not (self.on and ours) or self.asked or torch.compiler.is_compiling() or self._compiled(module):
             return None
         packing = _packing(states, mask)
         if packing is None:
@@ -140,6 +143,12 @@ class _Encoder:
             return (_whole(output[0], packing), *output[1:])
         output.last_hidden_state = _whole(output.last_hidden_state, packing)
         return output
+
+
+def asks_for_states(base: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a backbone is called by somebody who wants to see the states or attention of every layer."""
+    names = ("output_hidden_states", "output_attentions")
+    return any(kwargs.get(name) or getattr(base.config, name, False) for name in names)
 
 
 def attend_to_rows(

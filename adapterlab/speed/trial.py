@@ -19,20 +19,35 @@ def trial(model: Any) -> Iterator[dict[str, torch.Tensor]]:
     Its trained weights are shaken there, for adapters that begin at zero hide everything. Weights, mode and random
     state are afterwards what they were, to the bit.
     """
-    inputs, training = _few_tokens(model), model.training
+    inputs = _few_tokens(model)
     ids = inputs["input_ids"]
+    # the devices by name: with all of several, fork_rng would warn
+    devices = [ids.device] if ids.is_cuda else []
+    with at_rest(model), _shaken(model), torch.no_grad(), torch.random.fork_rng(devices):
+        yield inputs
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Have a model in eval mode inside the `with` block, and each of its modules in its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        # the devices by name: with all of several, fork_rng would warn
-        with _shaken(model), torch.no_grad(), torch.random.fork_rng([ids.device] if ids.is_cuda else []):
-            yield inputs
+        yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 def alike(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two ways to compute gave the same, within the rounding of the least exact format in use."""
-    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-4)
+    """Whether two ways to compute gave the same, within the rounding of their number format."""
+    if one.shape != other.shape:
+        return False
+    rtol, atol = 1e-3, 1e-4
+    if one.dtype in (torch.bfloat16, torch.float16):  # rounded in each layer, to a part of what is largest there
+        rtol = 8 * torch.finfo(one.dtype).eps
+        atol = rtol * other.abs().max().item()
+    return torch.allclose(one.float(), other.float(), rtol=rtol, atol=atol)
 
 
 def _few_tokens(model: Any) -> dict[str, torch.Tensor]:

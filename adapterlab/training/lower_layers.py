@@ -14,6 +14,7 @@ from torch import nn
 from adapterlab.errors import BackboneError, ConfigError
 from adapterlab.guests import need_guests
 from adapterlab.sharding import is_sharded
+from adapterlab.speed.trial import at_rest
 from adapterlab.tasks import Task
 from adapterlab.training.trainer import by_length
 
@@ -169,13 +170,9 @@ def replaced(modules: Sequence[nn.Module], make: Callable[[int, Forward], Forwar
 @contextmanager
 def evaluating(model: Any, number_format: str) -> Iterator[None]:
     """Have a model compute in a number format and without dropout, inside the `with` block."""
-    training, kind = model.training, next(model.parameters()).device.type
-    model.eval()
-    try:
-        with torch.autocast(kind, _AUTOCAST.get(number_format), enabled=number_format in _AUTOCAST):
-            yield
-    finally:
-        model.train(training)
+    kind = next(model.parameters()).device.type
+    with at_rest(model), torch.autocast(kind, _AUTOCAST.get(number_format), enabled=number_format in _AUTOCAST):
+        yield
 
 
 def _check_kind(model: Any, name: str) -> None:

@@ -81,3 +81,19 @@ def test_a_run_trains_so_and_measures_with_the_whole_layer(tmp_path, monkeypatch
     adapterlab.run("tiny.yaml", "optim.epochs=1", "log.plot=false")
     assert {length for training, length in seen if training} == {1}
     assert seen[-1][1] > 1
+
+
+@pytest.mark.parametrize("length", [10, 4])
+def test_who_asks_for_the_states_gets_all_of_them(tiny, batch, length):
+    batch["attention_mask"][1:, length:] = 0
+    model = prepared(tiny, "bert", "lora")
+    states = model(**batch, output_hidden_states=True).hidden_states[-1]
+    pooled = model.bert(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    logits, real = model(**batch).logits, batch["attention_mask"].bool()
+    with adapterlab.lean(model):
+        seen = model(**batch, output_hidden_states=True)
+        alone = model.bert(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        torch.testing.assert_close(seen.hidden_states[-1], states)
+        torch.testing.assert_close(alone[real], pooled[real])
+        for found in (seen.logits, model(**batch).logits):
+            torch.testing.assert_close(found, logits)

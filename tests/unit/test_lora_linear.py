@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -152,14 +153,41 @@ def test_dropout_is_the_same_when_a_checkpoint_computes_it_again():
     x, weight, bias, a, b = tensors()
 
     def layer(x):
-        return lora_linear(x, weight, bias, a, b, 1.0, shared_mask(x, 0.5))
+        x = lora_linear(x, weight, bias, a, b, 1.0, shared_mask(x, 0.5))
+        return torch.dropout(x, 0.5, True)  # whether the mask was drawn or found decides what is drawn here
 
-    results = []
-    for run in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
+    def run(how):
         torch.manual_seed(3)
-        results.append(torch.autograd.grad(run(x * 1).square().sum(), (x, a, b)))
-    for one, other in zip(*results, strict=True):
+        return torch.autograd.grad(how(x * 1).square().sum(), (x, a, b))
+
+    expected = run(layer)
+    for one, other in zip(run(lambda x: checkpoint(layer, x, use_reentrant=False)), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"method": "lora"}, {"method": "lora", "target_modules": ["query", "value"]}, ADALORA]
+)
+def test_a_model_under_checkpointing_learns_what_it_does_without(tiny, batch, options, reentrant, lean):
+    """With all kinds of dropout: forward and what backward computes again have to draw the same."""
+    model = adapterlab.attach(tiny("bert"), dropout=0.2, **options).train()
+    randomize(model, std=0.1)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    model.enable_input_require_grads()
+
+    def gradients():
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(**batch).loss.backward()
+        return [p.grad.clone() for p in parameters]
+
+    with adapterlab.lean(model) if lean else contextlib.nullcontext():
+        expected = gradients()
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        for one, other in zip(gradients(), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_trains_and_rests_in_eval(tiny, batch, logits):
@@ -221,7 +249,9 @@ def test_summary_says_what_is_in_the_way_of_the_fast_one(tiny):
     assert told(model) is None
     assert "fast" not in str(adapterlab.summary(model))
     model.bert.encoder.layer[0].attention.self.query.base_layer.register_forward_hook(lambda *_: None)
-    assert told(model) == "somebody has put hooks on the linear itself (1 of 12 linears)"
+    assert told(model) == (
+        "somebody has put hooks on the linear itself, or on the adapter's own modules (1 of 12 linears)"
+    )
     model = adapterlab.attach(tiny("bert"), "lora", use_dora=True)
     assert "not in the fast way: Dora is more than W + BA (12 of 12 linears)" in str(adapterlab.summary(model))
     model = adapterlab.attach(adapterlab.attach(tiny("bert"), "lora", "a"), "lora", "b")

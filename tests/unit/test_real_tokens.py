@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import DECODERS, VOCABULARY, gradients_of, prepared
@@ -216,3 +218,61 @@ def test_other_loops_train_so_too(tiny):
     assert places(model, batch)[0] == batch["input_ids"].numel()
     with pytest.raises(BackboneError, match=r"Linear\."), adapterlab.lean(torch.nn.Linear(2, 2)):
         pass
+
+
+def test_every_module_keeps_its_own_mode(tiny):
+    model = prepared(tiny, "bert", "lora").train()
+    model.bert.eval()
+    before = [module.training for module in model.modules()]
+    with adapterlab.lean(model):
+        assert [module.training for module in model.modules()] == before
+    assert [module.training for module in model.modules()] == before
+
+
+def test_a_prefix_may_be_switched_and_taken_out_inside(tiny, batch, logits):
+    model = prepared(tiny, "bert", "prefix")
+    expected, state = logits(model), tiny("bert").state_dict()
+    with adapterlab.lean(model):
+        torch.testing.assert_close(logits(model), expected)
+        with adapterlab.disabled(model):
+            torch.testing.assert_close(logits(model), logits(tiny("bert")))
+        torch.testing.assert_close(logits(model), expected)
+    torch.testing.assert_close(logits(model), expected)
+    with adapterlab.lean(model):
+        adapterlab.detach(model)
+    torch.testing.assert_close(logits(model), logits(tiny("bert")))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_blocks_within_blocks_copies_and_files(tiny, batch, logits, tmp_path):
+    model = prepared(tiny, "bert", "lora")
+    expected = logits(model)
+    with adapterlab.lean(model):
+        twin = copy.deepcopy(model)
+        torch.save(model, tmp_path / "model.pt")
+        with adapterlab.lean(model), adapterlab.lean(twin):
+            torch.testing.assert_close(logits(model), expected)
+            torch.testing.assert_close(logits(twin), expected)
+        torch.testing.assert_close(logits(model), expected)
+    for other in (model, twin, torch.load(tmp_path / "model.pt", weights_only=False)):
+        torch.testing.assert_close(logits(other), expected)
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    assert not any(getattr(module, each) for module in model.bert.encoder.modules() for each in hooks)
+
+
+def test_a_backbone_that_wants_other_lengths_is_left_as_it_is(tiny, batch, logits):
+    model = tiny("bert")
+    for module in model.modules():
+        if hasattr(module, "chunk_size_feed_forward"):
+            module.chunk_size_feed_forward = 5
+    adapterlab.attach(model, "lora")
+    expected = logits(model)
+    with adapterlab.lean(model):
+        torch.testing.assert_close(logits(model), expected)
+
+
+def test_in_bf16_too_what_is_within_its_rounding_is_the_same(tiny):
+    model = prepared(tiny, "bert", "lora").to(torch.bfloat16)
+    with real_tokens_only(model) as packed, first_token_only(model) as narrow:
+        assert packed
+        assert narrow
