@@ -7,6 +7,7 @@ shape: its layers are the outermost lists of equal blocks, its linears whatever 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -132,6 +133,18 @@ def describe(model: nn.Module) -> Backbone:
 def join(*parts: str) -> str:
     """Join dotted paths, leaving out empty ones."""
     return ".".join(part for part in parts if part)
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Have a model in eval mode inside the `with` block, and each of its modules in its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def head_geometry(config: Any) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from adapterlab.backbones import at_rest
 from adapterlab.sharding import callable_inside
 
 
@@ -23,9 +24,7 @@ def frozen_features(model: Any, rows: Any, collate: Callable[..., Any], batch_si
     device = next(model.parameters()).device
     order = np.argsort([len(ids) for ids in rows["input_ids"]])[::-1]
     result: Any = None
-    was_training = model.training
-    model.eval()
-    try:
+    with at_rest(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = collate([rows[int(index)] for index in chosen])
@@ -37,6 +36,4 @@ def frozen_features(model: Any, rows: Any, collate: Callable[..., Any], batch_si
             if result is None:
                 result = np.empty((len(order), mean.shape[1]), dtype=np.float32)
             result[chosen] = mean
-    finally:
-        model.train(was_training)
     return result

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from adapterlab.backbones import at_rest
 from adapterlab.errors import ConfigError
 
 
@@ -46,7 +46,7 @@ def moments(model: nn.Module, linears: Mapping[str, nn.Module], batches: Sequenc
 
     handles = [linear.register_forward_pre_hook(hook_of(path)) for path, linear in linears.items()]
     try:
-        with _evaluating(model), torch.no_grad():
+        with at_rest(model), torch.no_grad():
             for inputs in _on_device(model, batches):
                 mask = None if getattr(model.config, "is_encoder_decoder", False) else inputs.get("attention_mask")
                 _run(model, inputs)
@@ -69,7 +69,7 @@ def gradients(model: nn.Module, linears: Mapping[str, nn.Module], batches: Seque
     try:
         for weight in weights.values():
             weight.requires_grad_(True)
-        with _evaluating(model), torch.enable_grad():
+        with at_rest(model), torch.enable_grad():
             for inputs in _on_device(model, batches):
                 loss = getattr(_run(model, inputs), "loss", None)
                 if loss is None:
@@ -111,14 +111,3 @@ def _on_device(model: nn.Module, batches: Sequence[Any]) -> Iterator[dict[str, A
     device = next(model.parameters()).device
     for batch in batches:
         yield {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from adapterlab.backbones import at_rest
+
 _LENGTHS = (7, 4)  # tokens of the rows that the ways are compared on
 
 
@@ -25,18 +27,6 @@ def trial(model: Any) -> Iterator[dict[str, torch.Tensor]]:
     devices = [ids.device] if ids.is_cuda else []
     with at_rest(model), _shaken(model), torch.no_grad(), torch.random.fork_rng(devices):
         yield inputs
-
-
-@contextmanager
-def at_rest(model: nn.Module) -> Iterator[None]:
-    """Have a model in eval mode inside the `with` block, and each of its modules in its own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def alike(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -56,13 +56,10 @@ def _few_ids(model: Any, count: int) -> torch.Tensor:
 def _logits(model: Any, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
     import torch
 
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            return model(input_ids=ids, use_cache=False, **inputs).logits[0]
-    finally:
-        model.train(training)
+    from adapterlab.backbones import at_rest
+
+    with at_rest(model), torch.inference_mode():
+        return model(input_ids=ids, use_cache=False, **inputs).logits[0]
 
 
 def _same(some: torch.Tensor, others: torch.Tensor) -> bool:

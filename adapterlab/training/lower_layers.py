@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from adapterlab.backbones import at_rest
 from adapterlab.errors import BackboneError, ConfigError
 from adapterlab.guests import need_guests
 from adapterlab.sharding import is_sharded
-from adapterlab.speed.trial import at_rest
 from adapterlab.tasks import Task
 from adapterlab.training.trainer import by_length
 
