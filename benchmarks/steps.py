@@ -9,6 +9,7 @@ kept for all contenders, as they share a process. "Torch's dropout" is ours with
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -142,6 +143,7 @@ def kept(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> float:
     """Return the megabytes that a forward pass leaves allocated, for backward."""
     step(model, batch)()  # what is made once, in the first step, isn't of every step
     model.zero_grad()
+    gc.collect()  # or what others have left might be freed in between, and counted
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
         loss = model(**batch).loss
     loss.backward()
