@@ -53,9 +53,8 @@ def main() -> None:
     options = parser.parse_args()
     pairs = []
     for seed in range(options.first, options.first + options.seeds):
-        pairs.append(
-            (run(seed, True, options.threads, options.cache), run(seed, False, options.threads, options.cache))
-        )
+        bytes_, torchs = (run(seed, asked, options.threads, options.cache) for asked in (True, False))
+        pairs.append((bytes_, torchs))
         print(f"seed {seed}:", *pairs[-1], flush=True)
         for measure in MEASURES:
             print(f"  bytes and torch, {difference(pairs, measure)}", flush=True)

@@ -57,7 +57,7 @@ class _Fast:
         if "forward" in base.__dict__:
             return "somebody has replaced the linear's forward"
         parts = (base, self.lora_A[name], self.lora_B[name], self.lora_dropout[name])
-        if any(getattr(part, hooks, None) for part in parts for hooks in _HOOKS):
+        if any(getattr(part, hooks) for part in parts if isinstance(part, nn.Module) for hooks in _HOOKS):
             return "somebody has put hooks on the linear itself, or on the adapter's own modules"
         return None
 
@@ -71,9 +71,11 @@ class _Fast:
         if self.disable_adapters or self.merged or torch.compiler.is_compiling():
             return None
         name = next((name for name in self.active_adapters if name in self.lora_A), None)
-        if name is None or self.obstacle(name) is not None or not x.is_floating_point():
+        if name is None or not x.is_floating_point():
             return None
         if not torch.is_grad_enabled() and not self._rate(name):  # with dropout, a reentrant checkpoint must draw alike
+            return None
+        if self.obstacle(name) is not None:
             return None
         fits = x.dtype == self.base_layer.weight.dtype or torch.is_autocast_enabled(x.device.type)
         return name if fits else None

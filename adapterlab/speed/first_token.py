@@ -107,7 +107,7 @@ class _LastLayer:
 
     def _narrow_residual(self, module: nn.Module, args: Any) -> Any:
         states, residual, *more = args
-        if not self.narrows or states.shape == residual.shape:
+        if states.shape == residual.shape:  # not narrowed
             return args
         return (states, _firsts(residual, getattr(states, "packing", None)), *more)
 

@@ -69,12 +69,12 @@ class _Encoder:
             return False
         places = {backbone.at(layer, "attention") for layer in range(len(backbone.layers))}
         attentions: list[Any] = [model.get_submodule(place) for place in places]
+        if any(attention.config._attn_implementation == ATTENTION for attention in attentions):
+            return False  # inside another block, or a copy made in one
         try:
             functions = [_function(attention, self.through) for attention in attentions]
         except BackboneError:
             return False
-        if any(attention.config._attn_implementation == ATTENTION for attention in attentions):
-            return False  # inside another block, or a copy made in one
         for attention, function in zip(attentions, functions, strict=True):
             config = copy.copy(attention.config)  # its own, so that masks are made as before
             config._attn_implementation = ATTENTION

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,3 +38,19 @@ def test_it_runs_without_a_gpu(tmp_path):
     assert f"no time for: {', '.join(found['left_out'])}" in done.stdout or not found["left_out"]
     for name in found["ms"]:
         assert f"| {name} |" in done.stdout
+
+
+def test_it_ends_with_an_error_when_a_check_fails(tmp_path, monkeypatch):
+    from benchmarks import gpu
+
+    def looked_at(bench):
+        raise RuntimeError("another number")
+
+    monkeypatch.setattr(gpu.gpu_checks, "CHECKS", [looked_at])
+    monkeypatch.setattr(gpu, "measure", lambda *_: {"ms": {}, "left_out": [], "failed": {}})
+    monkeypatch.setattr(gpu, "table", lambda found: "")
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 8)  # which the program sets, is put back
+    monkeypatch.setattr("sys.argv", ["gpu", "--device", "cpu", "--tiny", "--json", str(tmp_path / "gpu.json")])
+    with pytest.raises(SystemExit, match="went wrong: looked_at"):
+        gpu.main()
+    assert "another number" in json.loads((tmp_path / "gpu.json").read_text())["wrong"]["looked_at"]

@@ -227,6 +227,27 @@ def test_hooks_on_the_linear_itself_are_heard(tiny, batch):
     assert heard == [1]
 
 
+@pytest.mark.parametrize("place", ["base_layer", "lora_A.default", "lora_B.default", "lora_dropout.default"])
+def test_hooks_on_the_parts_of_a_layer_are_heard(tiny, batch, place):
+    model, heard = adapterlab.attach(tiny("bert"), "lora", dropout=0.1).train(), []
+    layer = model.bert.encoder.layer[1].attention.self.query
+    layer.get_submodule(place).register_full_backward_pre_hook(lambda *_: heard.append(place))
+    model(**batch).loss.backward()
+    assert heard == [place]
+
+
+def test_a_replaced_forward_of_the_linear_is_called(tiny, batch):
+    """Accelerate does so with modules whose weights are elsewhere."""
+    model, called = adapterlab.attach(tiny("bert"), "lora").train(), []
+    linear = model.bert.encoder.layer[0].attention.self.query.base_layer
+    forward = linear.forward
+    linear.forward = lambda x: called.append(1) or forward(x)
+    model(**batch).loss.backward()
+    assert called == [1]
+    slow = adapterlab.summary(model).adapters[0].slow
+    assert slow == "somebody has replaced the linear's forward (1 of 12 linears)"
+
+
 def test_several_at_once_and_linears_that_are_trained_too(tiny, batch):
     ours = adapterlab.attach(tiny("bert"), "lora", "a", dropout=0.0)
     adapterlab.attach(ours, "lora", "b", dropout=0.0)

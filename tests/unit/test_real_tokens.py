@@ -276,3 +276,13 @@ def test_in_bf16_too_what_is_within_its_rounding_is_the_same(tiny):
     with real_tokens_only(model) as packed, first_token_only(model) as narrow:
         assert packed
         assert narrow
+
+
+def test_a_model_that_is_to_be_sharded_is_left_whole(tiny, monkeypatch):
+    model, batch = prepared(tiny, "bert", "lora"), padded()
+    every = batch["input_ids"].numel()
+    with adapterlab.lean(model):
+        assert places(model, batch)[0] < every
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with adapterlab.lean(model):
+        assert places(model, batch)[0] == every
