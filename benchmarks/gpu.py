@@ -266,15 +266,15 @@ def main() -> None:
     clock = Clock(asked.budget)
     name = torch.cuda.get_device_name() if asked.device == "cuda" else platform.processor() or platform.machine()
     print(f"{name}, torch {torch.__version__}, peft {version('peft')}, transformers {version('transformers')}")
-    torch._dynamo.config.recompile_limit = 100  # one process compiles the same layers for all contenders
     bench = Bench(asked.device, asked.tiny)
     wrong: dict[str, str] = {}
     told: dict[str, str] = {}
-    for check in gpu_checks.CHECKS:
-        with noted(wrong, check.__name__):
-            told[check.__name__] = check(bench)
-            print(f"{check.__name__}: {told[check.__name__]}", flush=True)
-    found = measure(bench, clock, asked.rounds, asked.steps)
+    with torch._dynamo.config.patch(recompile_limit=100):  # the same layers are compiled for all contenders
+        for check in gpu_checks.CHECKS:
+            with noted(wrong, check.__name__):
+                told[check.__name__] = check(bench)
+                print(f"{check.__name__}: {told[check.__name__]}", flush=True)
+        found = measure(bench, clock, asked.rounds, asked.steps)
     print(table(found))
     if found["left_out"]:
         print(f"no time for: {', '.join(found['left_out'])}")

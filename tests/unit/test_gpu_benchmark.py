@@ -49,7 +49,6 @@ def test_it_ends_with_an_error_when_a_check_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu.gpu_checks, "CHECKS", [looked_at])
     monkeypatch.setattr(gpu, "measure", lambda *_: {"ms": {}, "left_out": [], "failed": {}})
     monkeypatch.setattr(gpu, "table", lambda found: "")
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 8)  # which the program sets, is put back
     monkeypatch.setattr("sys.argv", ["gpu", "--device", "cpu", "--tiny", "--json", str(tmp_path / "gpu.json")])
     with pytest.raises(SystemExit, match="went wrong: looked_at"):
         gpu.main()
