@@ -25,7 +25,7 @@ def freed_memory_kept() -> Iterator[bool]:
     if library is None or not library.mallopt(_MMAP_THRESHOLD, _LARGEST):
         yield False
         return
-    library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    library.mallopt(_TRIM_THRESHOLD, -1)  # never: above a limit of 2 GB, say, a large step would give back each time
     try:
         yield True
     finally:
