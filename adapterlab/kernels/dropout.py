@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,52 +19,6 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
     """
     output: torch.Tensor = _Dropout.apply(x, p)
     return output
-
-
-def attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float, p: float
-) -> torch.Tensor:
-    """Return `dropout(softmax(scaling Q K' + mask)) V`, Vaswani et al. 2017, equation 1, with dropout on the weights.
-
-    Torch's own attention drops out by floats, too, and has no fused kernel for it on a CPU.
-
-    Args:
-        query, key, value: (batch, heads, tokens, head size).
-        mask: bools, or numbers to be added, that go with (batch, heads, queries, keys).
-
-    Returns:
-        (batch, heads, queries, head size).
-    """
-    scores = torch.matmul(query, key.transpose(-2, -1)).mul_(scaling)
-    if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-    elif mask is not None:
-        scores = scores.add_(mask)
-    return torch.matmul(dropout(scores.softmax(-1), p), value)
-
-
-def attending(otherwise: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an attention function of transformers' kind that is `attention` where that is quicker."""
-    return partial(_attend, otherwise)
-
-
-def _attend(
-    otherwise: Callable[..., Any], module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
-) -> Any:
-    p, scaling, causal = kwargs.get("dropout", 0.0), kwargs.get("scaling"), getattr(module, "is_causal", True)
-    plain = query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[1] == key.shape[1]
-    # with gradients or without: a reentrant checkpoint runs forward without, and has to draw the same
-    if not (plain and 0 < p < 1) or _is_more(kwargs, causal):
-        return otherwise(module, query, key, value, attention_mask, **kwargs)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attention(query, key, value, attention_mask, scaling, p).transpose(1, 2).contiguous(), None
-
-
-def _is_more(kwargs: dict[str, Any], causal: bool) -> bool:
-    """Whether something other than attention with a mask is asked for."""
-    causal = bool(causal if kwargs.get("is_causal") is None else kwargs["is_causal"])
-    unusual = any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "s_aux"))
-    return causal or unusual or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
 
 
 class _Dropout(torch.autograd.Function):

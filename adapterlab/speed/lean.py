@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from adapterlab.backbones import describe
-from adapterlab.kernels.dropout import attending
+from adapterlab.kernels.attention import attending
 from adapterlab.sharding import is_sharded, will_be_sharded
 from adapterlab.speed import precision
 from adapterlab.speed.allocator import freed_memory_kept

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import adapterlab
-from adapterlab.kernels.dropout import attention, dropout
+from adapterlab.kernels.attention import attention
+from adapterlab.kernels.dropout import dropout
 from adapterlab.speed.cheap_dropout import cheap_dropout
 
 
@@ -91,6 +92,36 @@ def test_attention_is_torchs_on_average(kind):
     torch.testing.assert_close(many.std(0), theirs.std(0).detach(), rtol=0.15, atol=0.01)
 
 
+@pytest.mark.parametrize("masked", ["none", "all heads", "each head"])
+def test_attention_that_is_cut_into_heads_is_the_same(masked):
+    generator = torch.Generator().manual_seed(0)
+    sizes = (2, 5, 600, 4), (2, 5, 400, 4), (2, 5, 400, 4)  # too many scores for one piece
+    query, key, value = (torch.randn(size, generator=generator, requires_grad=True) for size in sizes)
+    real = torch.rand(2, 5 if masked == "each head" else 1, 1, 400, generator=generator) < 0.7
+    mask = None if masked == "none" else real
+    found = attention(query, key, value, mask, 0.5, 0.0)
+    expected = F.scaled_dot_product_attention(query, key, value, mask, scale=0.5)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn(found.shape, generator=generator)
+    for one, other in zip(
+        torch.autograd.grad(found, (query, key, value), upstream),
+        torch.autograd.grad(expected, (query, key, value), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_attention_backward_drops_what_forward_dropped():
+    torch.manual_seed(0)
+    query, key = (torch.zeros(2, 6, 500, 4, requires_grad=True) for _ in range(2))
+    value = torch.randn(2, 6, 500, 4, requires_grad=True)
+    found = attention(query, key, value, None, 1.0, 0.5)
+    upstream = torch.randn(found.shape)
+    (gradient,) = torch.autograd.grad(found, value, upstream)
+    # all weights are alike, and the output is linear in the values: <g, W v> is <W' g, v>, if it is the same W
+    torch.testing.assert_close((upstream * found).sum(), (gradient * value).sum(), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_a_model_drops_so_while_it_trains(tiny, batch, architecture):
     model = adapterlab.attach(tiny(architecture), "lora", dropout=0.0)
@@ -111,7 +142,7 @@ def test_a_model_drops_so_while_it_trains(tiny, batch, architecture):
 
 
 def test_lean_has_attention_drop_so_too(tiny, batch, monkeypatch):
-    from adapterlab.kernels import dropout as module
+    from adapterlab.kernels import attention as module
 
     model, seen = adapterlab.attach(tiny("bert"), "lora").train(), []
     monkeypatch.setattr(module, "attention", lambda *args: seen.append(args) or attention(*args))
@@ -128,7 +159,7 @@ def test_lean_has_attention_drop_so_too(tiny, batch, monkeypatch):
 def test_a_recipe_does_so_unless_it_wants_torchs_draws(tmp_path, monkeypatch):
     from tiny_workshop import furnish
 
-    from adapterlab.kernels import dropout as module
+    from adapterlab.kernels import attention as module
 
     seen = []
     monkeypatch.chdir(furnish(tmp_path))
