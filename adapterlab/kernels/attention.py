@@ -77,7 +77,8 @@ class _Attention(torch.autograd.Function):
         shape = (heads, batch, queries, key.shape[2])
         kept = kept_of(p)
         ctx.scale, ctx.scaling = BYTES / max(kept, 1), scaling
-        stays = drawn_bytes(math.prod(shape), kept, query.device, new_seed()).view(shape)
+        drawn = drawn_bytes(math.prod(shape), kept, query.device, new_seed())
+        stays = drawn.view(batch, heads, *shape[2:]).transpose(0, 1)
         weights, output = query.new_empty(shape), query.new_empty(batch, queries, heads, size)
         for some in _pieces(shape):
             scores = torch.bmm(_flat(query, some), _flat(key, some).mT).view(-1, *shape[1:]).mul_(scaling)
