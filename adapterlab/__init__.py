@@ -24,6 +24,10 @@ _HOMES = {
     "lean": "adapterlab.speed.lean",
     "load": "adapterlab.loading",
     "merge": "adapterlab.merging",
+    "quantize": "adapterlab.deploy.quantizing",
+    "save_deployed": "adapterlab.deploy.folder",
+    "load_deployed": "adapterlab.deploy.folder",
+    "Predictor": "adapterlab.predicting",
     "combine": "adapterlab.combining",
     "convert": "adapterlab.converting",
     "set_total_step": "adapterlab.trainer_hooks",
@@ -34,6 +38,7 @@ _HOMES = {
 __all__ = [
     "AdapterLabError",
     "MethodInfo",
+    "Predictor",
     "RunResult",
     "Summary",
     "activate",
@@ -44,11 +49,14 @@ __all__ = [
     "disabled",
     "lean",
     "load",
+    "load_deployed",
     "merge",
     "methods",
+    "quantize",
     "register_method",
     "run",
     "save",
+    "save_deployed",
     "set_total_step",
     "summary",
 ]
@@ -59,10 +67,13 @@ if TYPE_CHECKING:
     from adapterlab.attaching import Summary, activate, attach, detach, disabled, summary
     from adapterlab.combining import combine
     from adapterlab.converting import convert
+    from adapterlab.deploy.folder import load_deployed, save_deployed
+    from adapterlab.deploy.quantizing import quantize
     from adapterlab.errors import AdapterLabError
     from adapterlab.loading import load
     from adapterlab.merging import merge
     from adapterlab.pipeline import RunResult, run
+    from adapterlab.predicting import Predictor
     from adapterlab.speed.lean import lean
     from adapterlab.trainer_hooks import set_total_step
 

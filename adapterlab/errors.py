@@ -44,6 +44,10 @@ class AdapterFolderError(AdapterLabError):
     """An adapter folder can't be read, or doesn't fit the model. The model is left as it was."""
 
 
+class DeployedFolderError(AdapterLabError):
+    """A folder for serving can't be written, or can't be read: damaged, incomplete, or of a newer format."""
+
+
 class RunFolderError(AdapterLabError):
     """A run folder holds a run already, or holds none where one is needed."""
 

@@ -15,11 +15,14 @@ from datasets import Dataset
 from adapterlab.adapter_folder import EXTRA, AdapterFiles, read
 from adapterlab.chain import lay
 from adapterlab.data import load_rows, load_splits
+from adapterlab.deploy.folder import open_deployed
+from adapterlab.deploy.manifest import MANIFEST, is_deployed
+from adapterlab.deploy.quantizing import is_quantized
 from adapterlab.errors import AdapterFolderError, DataError, RunFolderError
 from adapterlab.loading import load, local_folder
 from adapterlab.new_tokens import equip
 from adapterlab.pretrained import limit_length, load_backbone, load_tokenizer, quiet
-from adapterlab.recipe import load_recipe
+from adapterlab.recipe import Recipe, load_recipe
 from adapterlab.speed.precision import device
 from adapterlab.tasks import Predictions, Task
 from adapterlab.training.replay import General
@@ -31,32 +34,48 @@ class Predictor:
     """A trained adapter on its backbone, ready for rows.
 
     Args:
-        source: a run folder, an adapter folder that a run wrote, or a Hub id of one.
+        source: a run folder, an adapter folder that a run wrote, a Hub id of one, or a deployed folder.
         options: of the task, in place of the recipe's: those that say how answers are found, e.g.
             `{"num_beams": 4}` where texts are generated.
 
     Raises:
         AdapterFolderError: it isn't one, or doesn't say its task and backbone.
+        DeployedFolderError: a deployed folder isn't what was written.
         BackboneError: the backbone can't be loaded.
         ConfigError: the task has no such option, or it can't be set now.
     """
 
     def __init__(self, source: str | Path, options: Mapping[str, Any] | None = None) -> None:
-        files = read(local_folder(source))
-        about = _about(files)
-        self.task = Task.from_state(about["task"])
-        self.task.set_options(options or {})
-        self.max_length = int(about["max_length"])
-        self.tokenizer = load_tokenizer(about["backbone"])
-        self.model, _ = load_backbone(
-            about["backbone"], self.task.auto_class, self.tokenizer, **self.task.model_kwargs()
-        )
-        lay(self.model, self.tokenizer, about.get("adapters") or [])
-        load(self.model, files.folder)
-        equip(self.tokenizer, self.model)
+        folder = local_folder(source)
+        if is_deployed(folder):
+            self.model, manifest = open_deployed(folder)
+            self.about = _about(manifest, folder / MANIFEST)
+            self.task = self._task(options)
+            self.tokenizer = load_tokenizer(str(folder))
+        else:
+            files = read(folder)
+            self.about = _about(files.extra, files.folder / EXTRA)
+            self.task = self._task(options)
+            self.tokenizer = load_tokenizer(self.about["backbone"])
+            self.model = self._adapted(files)
+        self.max_length = int(self.about["max_length"])
         limit_length(self.tokenizer, self.model)
         self.task.prepare(self.model, self.tokenizer)
-        self.model.eval().to(device())
+        self.model.eval().to("cpu" if is_quantized(self.model) else device())
+
+    def _task(self, options: Mapping[str, Any] | None) -> Task:
+        task = Task.from_state(self.about["task"])
+        task.set_options(options or {})
+        return task
+
+    def _adapted(self, files: AdapterFiles) -> Any:
+        """Return the backbone with the adapter on it."""
+        address, kwargs = self.about["backbone"], self.task.model_kwargs()
+        model, _ = load_backbone(address, self.task.auto_class, self.tokenizer, **kwargs)
+        lay(model, self.tokenizer, self.about.get("adapters") or [])
+        load(model, files.folder)
+        equip(self.tokenizer, model)
+        return model
 
     def predict(self, rows: Iterable[str | Mapping[str, Any]], batch_size: int = 32) -> Iterator[dict[str, Any]]:
         """Yield an answer per row, in order: the row's inputs, and what the task gives for them.
@@ -136,7 +155,7 @@ def evaluate(
     """Measure a run's adapter with its task's metrics.
 
     Args:
-        source: a run folder.
+        source: a run folder, or a deployed folder made of one.
         data: address of the rows to measure on; the run's own test rows (or eval rows) if left out.
         batch_size: rows per forward pass.
         options: as for `Predictor`.
@@ -148,40 +167,65 @@ def evaluate(
         RunFolderError: no recipe is there to say how rows are read.
         DataError: the rows can't be used, or have labels that the adapter doesn't know.
     """
-    folder = RunFolder(Path(source))
-    if not folder.recipe.is_file():
+    recipe = recipe_of(source)
+    predictor = Predictor(source, options)
+    encoded, rows = labelled_rows(recipe, predictor, data)
+    return {**predictor.task.measure(predictor.run_encoded(encoded, rows, batch_size)), "rows": len(rows)}
+
+
+def recipe_of(source: str | Path) -> Recipe:
+    """Return the recipe that a folder was made by.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    file = RunFolder(Path(source)).recipe
+    if not file.is_file():
         raise RunFolderError(
             f"'{source}' has no recipe.yaml, so nothing says how its data is read. Give the folder of a run."
         )
-    recipe = load_recipe(folder.recipe)
-    predictor = Predictor(source, options)
-    if data is None:
-        splits = load_splits(recipe.data, predictor.task, recipe.run.seed)
-        rows = splits.eval if splits.test is None else splits.test
-    else:
-        rows, _ = load_rows(data, recipe.data, predictor.task)
+    return load_recipe(file)
+
+
+def labelled_rows(
+    recipe: Recipe, predictor: Predictor, data: str | None = None, split: str = "test"
+) -> tuple[Any, Dataset]:
+    """Return rows to measure on, encoded and as they are: a run's own of a split, or others.
+
+    Args:
+        data: address of others.
+        split: "test" (eval rows where a run has none) or "eval".
+
+    Raises:
+        DataError: the rows can't be used, or have labels that the adapter doesn't know.
+    """
     task = predictor.task
+    if data is None:
+        splits = load_splits(recipe.data, task, recipe.run.seed)
+        rows = splits.eval if splits.test is None or split == "eval" else splits.test
+    else:
+        rows, _ = load_rows(data, recipe.data, task)
     task.check_labels(rows, data or "test")
     encoded = predictor.encode(rows, "test")
     if data is None and recipe.data.replay:  # the run's general text belongs to its own rows
         general = General(recipe, task)
         held_out = general.encode(task, predictor.tokenizer, predictor.max_length, ["eval"])
         encoded = general.join({"test": encoded}, held_out, task)["test"]
-    return {**task.measure(predictor.run_encoded(encoded, rows, batch_size)), "rows": len(rows)}
+    return encoded, rows
 
 
-def _about(files: AdapterFiles) -> dict[str, Any]:
-    lacking = [key for key in ("backbone", "task", "max_length") if key not in files.extra]
+def _about(said: dict[str, Any], file: Path) -> dict[str, Any]:
+    lacking = [key for key in ("backbone", "task", "max_length") if key not in said]
     if lacking:
         raise AdapterFolderError(
-            f"'{files.folder}' doesn't say what it is for ({EXTRA} lacks {', '.join(lacking)}): it wasn't written "
-            "by a run. Load it in code: adapterlab.load(model, folder)."
+            f"'{file.parent}' doesn't say what it is for ({file.name} lacks {', '.join(lacking)}): it wasn't made "
+            "of a run. Load it in code: adapterlab.load(model, folder), adapterlab.load_deployed(folder)."
         )
-    if not isinstance(files.extra["task"], dict) or not isinstance(files.extra["max_length"], int):
-        raise AdapterFolderError(f"{files.folder / EXTRA}: task must be a mapping and max_length a whole number.")
-    if not isinstance(files.extra["backbone"], str):
-        raise AdapterFolderError(f"{files.folder / EXTRA}: backbone must be an address.")
-    return files.extra
+    if not isinstance(said["task"], dict) or not isinstance(said["max_length"], int):
+        raise AdapterFolderError(f"{file}: task must be a mapping and max_length a whole number.")
+    if not isinstance(said["backbone"], str):
+        raise AdapterFolderError(f"{file}: backbone must be an address.")
+    return said
 
 
 def _stacked(results: list[Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from adapterlab.cli import browse, convert, environment, plan, show, train, use
+from adapterlab.cli import browse, convert, deploy, environment, plan, show, train, use
 from adapterlab.cli.console import out, report_error
 from adapterlab.errors import AdapterLabError, ConfigError, unknown_name
 
@@ -85,6 +85,7 @@ for panel, functions in (
     ("Look around", (browse.ls, browse.methods, browse.tasks, show.show, browse.cp, browse.schema, environment.env)),
     ("Train", (train.validate, plan.estimate, train.train, plan.sweep)),
     ("Use", (use.evaluate, use.predict, convert.convert)),
+    ("Deploy", (deploy.merge, deploy.quantize)),
 ):
     for function in functions:
         verb = type("Verb", (Verb,), {"examples": getattr(function, "examples", ())})

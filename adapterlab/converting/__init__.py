@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +16,7 @@ from adapterlab.converting.fields import Tensors
 from adapterlab.converting.hub_folder import CONFIG, HubFolder
 from adapterlab.converting.own_folder import OwnFolder
 from adapterlab.errors import AdapterFolderError, AdapterLabError
+from adapterlab.staging import check_free, new_folder
 
 Format = Literal["adapterhub", "adapterlab"]
 _THEIR_CLASSES = ("AdapterModel", "ModelWithHeads")  # classes of the library, which transformers doesn't have
@@ -63,7 +61,7 @@ def convert(
     source, destination = Path(source).expanduser(), Path(destination).expanduser()
     if to is not None and to not in FORMATS:
         raise AdapterFolderError(f"to='{to}': convert writes {' or '.join(FORMATS)}.")
-    _check_free(destination)
+    check_free(destination, AdapterFolderError)
     if not source.is_dir():
         raise AdapterFolderError(
             f"'{source}' is no folder here ({Path.cwd()}). Give the folder of an adapter or a run."
@@ -160,30 +158,10 @@ def _check_tensors(tensors: Tensors, source: Path) -> None:
         raise AdapterFolderError(f"the file with the weights in '{source}' holds no adapter.")
 
 
-def _check_free(destination: Path) -> None:
-    if destination.is_dir() and any(destination.iterdir()):
-        raise AdapterFolderError(f"'{destination}' isn't empty. Give a folder that doesn't exist yet.")
-    if destination.exists() and not destination.is_dir():
-        raise AdapterFolderError(f"'{destination}' is a file; give a folder to write.")
-
-
 def _write(destination: Path, files: dict[str, Any]) -> None:
-    """Write beside the destination and rename at the end: a failure leaves nothing half-written."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".tmp-convert-", dir=destination.parent))
-    try:
-        umask = os.umask(0)
-        os.umask(umask)
-        staging.chmod(0o777 & ~umask)
+    with new_folder(destination, AdapterFolderError) as folder:
         for name, content in files.items():
-            path = staging / name
             if name.endswith(".json"):
-                path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+                (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             else:
-                save_file({key: t.contiguous() for key, t in content.items()}, path, metadata={"format": "pt"})
-            path.chmod(0o666 & ~umask)
-        if destination.is_dir():
-            destination.rmdir()
-        staging.replace(destination)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+                save_file({key: t.contiguous() for key, t in content.items()}, folder / name, metadata={"format": "pt"})

@@ -51,7 +51,7 @@ def final_table(rows: Sequence[ResultRow], metrics: Sequence[str], *, split: str
 def markdown_table(rows: Sequence[ResultRow], metrics: Sequence[str]) -> str:
     """Return the same table in Markdown."""
     header, *body = _cells(rows, metrics)
-    return _markdown(header, body)
+    return as_markdown(header, body)
 
 
 def gain(rows: Sequence[ResultRow], metrics: Sequence[str]) -> str:
@@ -108,7 +108,7 @@ def write_report(
     if picture:
         parts.append(f"![train and eval loss, {metrics[0] if metrics else 'metric'}]({picture})")
     for table in tables:
-        parts += [f"## {table.title}", *([table.said] if table.said else []), _markdown(table.header, table.body)]
+        parts += [f"## {table.title}", *([table.said] if table.said else []), as_markdown(table.header, table.body)]
     if sizes or statistics or notes:
         parts.append("## Data")
     if sizes:
@@ -176,7 +176,7 @@ def _cells(rows: Sequence[ResultRow], metrics: Sequence[str]) -> list[list[str]]
     return lines + [[cells[row] or "-" for _, cells in filled] for row in range(len(rows))]
 
 
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def as_markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table; all columns but the first are aligned right if they hold numbers."""
 
     def line(cells: Sequence[str]) -> str:

@@ -1,0 +1,1 @@
+"""From a trained adapter to what is served: int8, folders, comparisons."""

@@ -1,0 +1,153 @@
+"""Quantize a model for serving: linears and embeddings in int8, what is named stays as it is."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from adapterlab.backbones import LINEAR, describe
+from adapterlab.errors import BackboneError, ConfigError, did_you_mean, unknown_name
+from adapterlab.guests import guests_of
+from adapterlab.kernels.int8 import Int8Embedding, Int8Linear, rounded
+from adapterlab.merging import merge
+
+M = TypeVar("M", bound=nn.Module)
+SCHEMES = ("int8",)
+FEWEST = 32  # rows of an embedding that is worth it: token types aren't
+
+
+class Place(NamedTuple):
+    """A module that can be quantized."""
+
+    path: str
+    module: nn.Module
+
+
+def quantize(model: M, scheme: str = "int8", *, skip: Iterable[str] = ()) -> M:
+    """Store a model's linears and embeddings in int8, in place, for inference on a CPU; adapters are merged first.
+
+    A linear has a scale for each output, and what it reads is quantized as it comes; an embedding has a scale for each
+    row. An output layer that is tied to the embeddings stays so. Heads and poolers, which read one token a text, stay
+    in fp32.
+
+    Args:
+        model: of transformers, with or without adapters.
+        scheme: "int8".
+        skip: modules that stay as they are: paths, or patterns such as "*.layer.0.*" or "*.query".
+
+    Returns:
+        The same object, in eval mode, its parameters frozen.
+
+    Raises:
+        AdapterError: an adapter can't be merged; the model is as it was then.
+        BackboneError: nothing here can be quantized, it is quantized already, or a weight isn't finite.
+        ConfigError: there is no such scheme, or no such module to skip.
+    """
+    if scheme not in SCHEMES:
+        raise ConfigError(unknown_name("scheme", scheme, SCHEMES))
+    if is_quantized(model):
+        raise BackboneError("this model is in int8 already. Quantize the model that it was made of.")
+    # before a merge that can't be undone: what is named there has the same paths after it
+    with_adapters = guests_of(model) is not None
+    kept = left_out([place.path for place in places(model)], skip)
+    if with_adapters:
+        merge(model)
+    chosen = [place for place in places(model) if place.path not in kept]
+    if not chosen:
+        rest = "all of it is skipped" if kept else "it has no linears or embeddings that adapterlab knows of"
+        raise BackboneError(f"nothing in this {type(model).__name__} can be quantized: {rest}.")
+    _check(chosen)
+    made = converted(chosen)
+    for place in chosen:
+        put(model, place.path, made[place.path])
+    if any(parameter.is_cuda for parameter in model.parameters()):
+        warnings.warn(
+            "int8 is for CPUs: on a GPU the weights are made numbers again at each use, which is slower than bf16. "
+            "There, model.to(torch.bfloat16) is the better choice.",
+            stacklevel=2,
+        )
+    return model.eval().requires_grad_(False)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether some of a model is in int8."""
+    return any(isinstance(module, Int8Linear | Int8Embedding) for module in model.modules())
+
+
+def places(model: nn.Module) -> list[Place]:
+    """Return what can be quantized: linears inside the layers, embeddings, and the output layer of a language model.
+
+    With adapters in it, the paths are those that they will have when these are merged.
+    """
+    backbone = guests.backbone if (guests := guests_of(model)) else describe(model)
+    found = [Place(*linear) for linear in backbone.linears(model)]
+    known = {id(place.module) for place in found}
+    output = cast(Any, model).get_output_embeddings()
+    for path, module in model.named_modules():
+        small = type(module) is nn.Embedding and module.num_embeddings < FEWEST
+        if id(module) not in known and not small and (type(module) is nn.Embedding or module is output):
+            found.append(Place(path, module))
+    plain = [place for place in found if type(place.module) in (*LINEAR, nn.Embedding)]
+    return [Place(path.replace(".base_layer", ""), module) for path, module in plain if _is_models_own(model, path)]
+
+
+def _is_models_own(model: nn.Module, path: str) -> bool:
+    """Whether a module isn't an adapter's: inside one of peft's layers, only `base_layer` is the model's."""
+    parts = path.split(".")
+    owners = ((".".join(parts[:depth]), parts[depth]) for depth in range(1, len(parts)))
+    return all(key == "base_layer" or not isinstance(model.get_submodule(o), BaseTunerLayer) for o, key in owners)
+
+
+def left_out(paths: list[str], skip: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    problems = []
+    for pattern in [skip] if isinstance(skip, str) else skip:
+        taken = {path for path in paths if fnmatch.fnmatchcase(path, pattern) or path.startswith(pattern + ".")}
+        if not taken:
+            names = {name for path in paths for name in (path, path.rpartition(".")[2])}
+            problems.append(
+                f"skip: '{pattern}' is no module that would be quantized.{did_you_mean(pattern.strip('*.'), names)} "
+                f"There are {len(paths)}, such as {', '.join(paths[:3])}; patterns are like '*.layer.0.*'."
+            )
+        found |= taken
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _check(chosen: list[Place]) -> None:
+    wrong = [place.path for place in chosen if not torch.isfinite(cast(Any, place.module).weight).all()]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise BackboneError(f"{wrong[0]}{more} has weights that aren't finite, so nothing can be made of them.")
+
+
+def converted(chosen: list[Place]) -> dict[str, nn.Module]:
+    """Return a module in int8 for each; weights that were tied are so again."""
+    known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    made: dict[str, nn.Module] = {}
+    for path, module in chosen:
+        given: Any = module
+        transposed = isinstance(module, Conv1D)
+        if id(given.weight) not in known:
+            known[id(given.weight)] = rounded(given.weight.T if transposed else given.weight)
+        weight, scale = known[id(given.weight)]
+        weight = weight.contiguous()
+        if isinstance(module, nn.Embedding):
+            made[path] = Int8Embedding(weight, scale)
+        else:
+            bias = None if given.bias is None else given.bias.detach().float()
+            made[path] = Int8Linear(weight, scale, bias)
+    return made
+
+
+def put(model: nn.Module, path: str, module: nn.Module) -> None:
+    owner, _, key = path.rpartition(".")
+    setattr(model.get_submodule(owner), key, module)

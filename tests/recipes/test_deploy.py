@@ -1,0 +1,136 @@
+"""From a run to a folder that serves: merged or in int8, compared with the original, and used by every later verb."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_workshop import furnish
+from typer.testing import CliRunner
+
+import adapterlab
+from adapterlab.cli.app import app
+from adapterlab.deploy.running import merge_run, quantize_run
+from adapterlab.predicting import evaluate
+
+TEXTS = ["the film was awful", "truly a great film", "a film was fine fine fine", "nasty"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = furnish(tmp_path_factory.mktemp("deploy"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        adapterlab.run("tiny.yaml", "run.dir=run", "log.plot=false")
+    return root / "run"
+
+
+@pytest.fixture(autouse=True)
+def _there(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    monkeypatch.setattr("adapterlab.deploy.comparing.SECONDS", 0)
+
+
+def answers(source):
+    return list(adapterlab.Predictor(source).predict(TEXTS))
+
+
+def probabilities(source):
+    return torch.tensor([list(answer["probabilities"].values()) for answer in answers(source)])
+
+
+def test_merged_is_a_plain_folder_with_the_same_logits(run, tmp_path):
+    made = merge_run(run, tmp_path / "out")
+    found = made.comparison
+    assert found.logits[1] < 1e-5
+    assert found.before.metrics == found.after.metrics
+    assert not found.changes
+    assert found.rows == 13
+    code = (
+        "import sys, transformers; m = transformers.AutoModelForSequenceClassification.from_pretrained(sys.argv[1]); "
+        "t = transformers.AutoTokenizer.from_pretrained(sys.argv[1]); p = transformers.pipeline("
+        "'text-classification', model=m, tokenizer=t); print([a['label'] for a in p(sys.argv[2:])]); "
+        "assert not any(n.split('.')[0] in ('peft', 'adapterlab') for n in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out"), *TEXTS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str([answer["label"] for answer in answers(run)])
+    assert not (tmp_path / "out" / "adapterlab.json").exists()
+
+
+def test_int8_serves_as_a_run_does(run, tmp_path):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    made = quantize_run(run, tmp_path / "out")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before, "the source is untouched"
+    torch.testing.assert_close(probabilities(tmp_path / "out"), probabilities(run), rtol=0, atol=0.05)
+    assert evaluate(tmp_path / "out") == {**made.comparison.after.metrics, "rows": 13}
+    assert made.comparison.after.weights < 0.4 * made.comparison.before.weights
+    report = (tmp_path / "out" / "report.md").read_text()
+    for word in ("| accuracy |", "logits apart", "| weights |", "1 x 32 tokens", "13 rows of test", "report.png"):
+        assert word in report
+    figures = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert figures["after"]["passes"]["1x32"]["p50"] > 0
+    assert (tmp_path / "out" / "report.png").stat().st_size > 5000
+
+
+def far_off(weight):
+    """Round to nothing at all."""
+    return torch.zeros(weight.shape, dtype=torch.int8), torch.ones(len(weight))
+
+
+def test_the_report_says_which_answers_changed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("adapterlab.deploy.quantizing.rounded", far_off)
+    made = quantize_run(run, tmp_path / "out")
+    changes = made.comparison.changes
+    assert changes
+    assert made.comparison.after.metrics["accuracy"] < 1
+    report = (tmp_path / "out" / "report.md").read_text()
+    for change in changes:
+        assert f"| {change.number} | " in report
+        assert change.before["label"] != change.after["label"]
+
+
+def test_what_hurts_most_stays_in_fp32(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("adapterlab.deploy.quantizing.rounded", far_off)
+    made = quantize_run(run, tmp_path / "out", max_drop=0.0, skip=["*.position_embeddings"])
+    said = " ".join(made.notes)
+    assert "int8 throughout loses" in said
+    assert "modules in fp32 it loses 0.00" in said
+    assert evaluate(tmp_path / "out") == {**made.comparison.after.metrics, "rows": 13}
+    with pytest.raises(adapterlab.AdapterLabError, match=r"with all \d+ modules but the embeddings in fp32"):
+        quantize_run(run, tmp_path / "other", max_drop=-100.0)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_merge_that_is_too_far_off_is_refused(run, tmp_path):
+    with pytest.raises(adapterlab.AdapterLabError, match=r"logits differ by up to .* Nothing was written"):
+        merge_run(run, tmp_path / "out", tolerance=0.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line(run, tmp_path):
+    def call(*words):
+        return CliRunner().invoke(app, [*map(str, words)])
+
+    done = call("quantize", run, tmp_path / "small")
+    assert done.exit_code == 0, done.output
+    assert "x as fast" in done.stdout
+    assert call("eval", tmp_path / "small").exit_code == 0
+    assert TEXTS[0] in call("predict", tmp_path / "small", TEXTS[0]).stdout
+    assert call("merge", run, tmp_path / "merged", "--rows", 5).exit_code == 0
+    for words, said in (
+        (("quantize", run, tmp_path / "small"), "isn't empty"),
+        (("quantize", tmp_path / "small", tmp_path / "x"), "in int8 already"),
+        (("merge", tmp_path / "small", tmp_path / "x"), "no adapter to merge"),
+        (("quantize", tmp_path / "merged", tmp_path / "x"), "recipe.yaml"),
+        (("quantize", run, tmp_path / "x", "--skip", "*.qury"), "Did you mean 'query'"),
+    ):
+        done = call(*words)
+        assert done.exit_code == 2, done.output
+        assert said in " ".join(done.output.split())
+    assert not (tmp_path / "x").exists()
