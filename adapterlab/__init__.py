@@ -24,9 +24,9 @@ _HOMES = {
     "lean": "adapterlab.speed.lean",
     "load": "adapterlab.loading",
     "merge": "adapterlab.merging",
-    "quantize": "adapterlab.deploy.quantizing",
-    "save_deployed": "adapterlab.deploy.folder",
-    "load_deployed": "adapterlab.deploy.folder",
+    "quantize": "adapterlab.serving.quantizing",
+    "save_deployed": "adapterlab.serving.folder",
+    "load_deployed": "adapterlab.serving.folder",
     "Predictor": "adapterlab.predicting",
     "combine": "adapterlab.combining",
     "convert": "adapterlab.converting",
@@ -67,13 +67,13 @@ if TYPE_CHECKING:
     from adapterlab.attaching import Summary, activate, attach, detach, disabled, summary
     from adapterlab.combining import combine
     from adapterlab.converting import convert
-    from adapterlab.deploy.folder import load_deployed, save_deployed
-    from adapterlab.deploy.quantizing import quantize
     from adapterlab.errors import AdapterLabError
     from adapterlab.loading import load
     from adapterlab.merging import merge
     from adapterlab.pipeline import RunResult, run
     from adapterlab.predicting import Predictor
+    from adapterlab.serving.folder import load_deployed, save_deployed
+    from adapterlab.serving.quantizing import quantize
     from adapterlab.speed.lean import lean
     from adapterlab.trainer_hooks import set_total_step
 

@@ -1,1 +1,1 @@
-"""From a trained adapter to what is served: int8, folders, comparisons."""
+"""From a run to what is served: made, compared with the original, reported."""

@@ -22,8 +22,6 @@ from adapterlab.deploy.comparing import (
     time_passes,
     weight_bytes,
 )
-from adapterlab.deploy.folder import load_deployed, write
-from adapterlab.deploy.quantizing import is_quantized, quantize
 from adapterlab.deploy.reporting import write_comparison
 from adapterlab.deploy.sensitive import what_to_skip
 from adapterlab.environment import describe_environment
@@ -33,6 +31,8 @@ from adapterlab.merging import merge
 from adapterlab.predicting import Predictor, labelled_rows, recipe_of
 from adapterlab.pretrained import load_backbone, quiet
 from adapterlab.recipe import dump_recipe
+from adapterlab.serving.folder import load_deployed, write
+from adapterlab.serving.quantizing import is_quantized, quantize
 from adapterlab.staging import check_free, new_folder
 from adapterlab.tasks import Predictions
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from adapterlab.deploy.quantizing import Place, converted, left_out, places, put, quantize
 from adapterlab.errors import ConfigError
 from adapterlab.predicting import Predictor
+from adapterlab.serving.quantizing import Place, converted, left_out, places, put, quantize
 from adapterlab.tasks.metrics import METRICS
 
 SAMPLE = 64  # rows on which each module is tried out by itself

@@ -12,7 +12,7 @@ from conftest import CONFIGS
 from safetensors.torch import load_file, save_file
 
 import adapterlab
-from adapterlab.deploy import manifest
+from adapterlab.serving import manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*TypedStorage")
 
@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_nothing(tiny, tmp_path, monkeypatch, fails):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"adapterlab.deploy.folder.{fails}", full)
+    monkeypatch.setattr(f"adapterlab.serving.folder.{fails}", full)
     with pytest.raises(adapterlab.AdapterLabError, match="No space left on device"):
         adapterlab.save_deployed(tiny("bert"), tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -84,7 +84,7 @@ def far_off(weight):
 
 
 def test_the_report_says_which_answers_changed(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("adapterlab.deploy.quantizing.rounded", far_off)
+    monkeypatch.setattr("adapterlab.serving.quantizing.rounded", far_off)
     made = quantize_run(run, tmp_path / "out")
     changes = made.comparison.changes
     assert changes
@@ -96,7 +96,7 @@ def test_the_report_says_which_answers_changed(run, tmp_path, monkeypatch):
 
 
 def test_what_hurts_most_stays_in_fp32(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("adapterlab.deploy.quantizing.rounded", far_off)
+    monkeypatch.setattr("adapterlab.serving.quantizing.rounded", far_off)
     made = quantize_run(run, tmp_path / "out", max_drop=0.0, skip=["*.position_embeddings"])
     said = " ".join(made.notes)
     assert "int8 throughout loses" in said

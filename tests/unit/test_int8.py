@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import adapterlab
-from adapterlab.deploy.quantizing import places
 from adapterlab.kernels.int8 import Int8Embedding, Int8Linear, rounded
+from adapterlab.serving.quantizing import places
 
 
 @settings(max_examples=40, deadline=None)

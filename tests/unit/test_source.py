@@ -16,7 +16,7 @@ PACKAGE = ROOT / "adapterlab"
 # A file imports from its own floor or from those above it in this list, never from one below.
 FLOORS = [
     ["", "errors"],
-    ["registry", "search_space"],
+    ["registry", "search_space", "staging"],
     ["addresses", "anatomies", "backbones", "environment", "kernels"],
     ["adapters", "fingerprint", "token_rows", "token_files", "new_tokens"],
     ["guests"],
@@ -25,12 +25,12 @@ FLOORS = [
     ["trainer_hooks"],
     ["attaching"],
     ["loading", "merging", "combining", "converting", "pretrained", "features"],
-    ["chain"],
+    ["chain", "serving"],
     ["tasks", "data"],
     ["recipe"],
     ["training"],
     ["predicting", "preparing"],
-    ["pipeline"],
+    ["pipeline", "deploy"],
     ["estimating", "sweeping"],
     ["cli", "__main__"],
 ]

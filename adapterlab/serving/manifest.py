@@ -10,8 +10,8 @@ from typing import Any
 
 from adapterlab import __version__
 from adapterlab.adapter_folder import read_json
-from adapterlab.deploy.quantizing import SCHEMES
 from adapterlab.errors import AdapterLabError, DeployedFolderError, unknown_name
+from adapterlab.serving.quantizing import SCHEMES
 
 MANIFEST = "adapterlab.json"
 # int8 has a name that transformers alone doesn't look for: it would take bytes for numbers

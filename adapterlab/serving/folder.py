@@ -15,12 +15,12 @@ from torch import nn
 
 from adapterlab import __version__
 from adapterlab.adapter_folder import read_json
-from adapterlab.deploy.manifest import FORMAT, MANIFEST, WEIGHTS, finish, mapping, read_manifest, write_json
-from adapterlab.deploy.quantizing import is_quantized, put
 from adapterlab.errors import AdapterLabError, DeployedFolderError, did_you_mean
 from adapterlab.guests import guests_of
 from adapterlab.kernels.int8 import Int8Embedding, Int8Linear
 from adapterlab.pretrained import quiet
+from adapterlab.serving.manifest import FORMAT, MANIFEST, WEIGHTS, finish, mapping, read_manifest, write_json
+from adapterlab.serving.quantizing import is_quantized, put
 from adapterlab.staging import new_folder
 
 

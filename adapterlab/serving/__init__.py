@@ -1,0 +1,1 @@
+"""What is served: models in int8, and the folder that they are kept in."""
