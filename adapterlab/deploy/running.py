@@ -29,9 +29,9 @@ from adapterlab.errors import AdapterError, ConfigError, DeployedFolderError
 from adapterlab.guests import guests_of
 from adapterlab.merging import merge
 from adapterlab.predicting import Predictor, labelled_rows, recipe_of
-from adapterlab.pretrained import load_backbone, quiet
+from adapterlab.pretrained import load_backbone, load_tokenizer, quiet
 from adapterlab.recipe import dump_recipe
-from adapterlab.serving.folder import load_deployed, write
+from adapterlab.serving.folder import write
 from adapterlab.serving.quantizing import is_quantized, quantize
 from adapterlab.staging import check_free, new_folder
 from adapterlab.tasks import Predictions
@@ -83,9 +83,8 @@ def merge_run(
         task.original.tokenizer.save_pretrained(place)
 
     def load_merged(place: Path) -> Any:
-        kwargs = task.original.task.model_kwargs()
-        with quiet():
-            return load_backbone(str(place), task.original.task.auto_class, task.original.tokenizer, **kwargs)[0]
+        tokenizer, kwargs = load_tokenizer(str(place)), task.original.task.model_kwargs()
+        return load_backbone(str(place), task.original.task.auto_class, tokenizer, **kwargs)
 
     def check(found: Comparison, before: Predictions) -> None:
         largest = _largest(before)
@@ -143,7 +142,7 @@ def quantize_run(
         (place / "recipe.yaml").write_text(recipe, encoding="utf-8")
         write(small, place, task.original.tokenizer, about)
 
-    return task.finish(small, scheme, write_small, load_deployed, lambda found, before: None)
+    return task.finish(small, scheme, write_small, Predictor, lambda found, before: None)
 
 
 class _Task:
