@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ from adapterlab.training.trainer import by_length
 
 
 class Predictor:
-    """A trained adapter on its backbone, ready for rows.
+    """A trained adapter on its backbone, ready for rows; several threads may use one.
 
     Args:
         source: a run folder, an adapter folder that a run wrote, a Hub id of one, or a deployed folder.
@@ -46,6 +47,7 @@ class Predictor:
     """
 
     def __init__(self, source: str | Path, options: Mapping[str, Any] | None = None) -> None:
+        self._tokenizing = threading.Lock()  # a fast tokenizer can't be set up and used at once
         folder = local_folder(source)
         if is_deployed(folder):
             self.model, manifest = open_deployed(folder)
@@ -83,11 +85,13 @@ class Predictor:
         Args:
             rows: a mapping of the task's inputs each, or a plain text where the task has one input. They are read as
                 answers are taken, so there may be more than memory holds.
-            batch_size: rows per forward pass.
+            batch_size: rows per forward pass. A model in int8 always takes 32: how its inputs are rounded depends on
+                what is in a batch, and answers shouldn't depend on its size.
 
         Raises:
             DataError: a row lacks an input, or it can't be used; the message counts rows from 1.
         """
+        batch_size = self._batch(batch_size)
         numbered = enumerate(rows, start=1)
         for chunk in _chunks(numbered, batch_size * self.task.ahead):
             given = [self._inputs(row, number) for number, row in chunk]
@@ -103,11 +107,12 @@ class Predictor:
 
     def encode(self, rows: Dataset, name: str) -> Dataset:
         """Return rows as the model reads them."""
-        with quiet():
+        with self._tokenizing, quiet():
             return self.task.encode(rows, self.tokenizer, self.max_length, name=name)
 
     def run_encoded(self, encoded: Dataset, rows: Dataset, batch_size: int) -> Predictions:
         """Run the model on encoded rows, in batches of about equal length."""
+        batch_size = self._batch(batch_size)
         collate = self.task.collator(self.tokenizer)
         taken = {*inspect.signature(self.model.forward).parameters, *self.task.extra_inputs, "labels"}
         features = encoded.select_columns([column for column in encoded.column_names if column in taken])
@@ -115,7 +120,8 @@ class Predictor:
         results: list[Any] = [None] * len(encoded)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = collate([features[index] for index in chosen])
+            with self._tokenizing:
+                batch = collate([features[index] for index in chosen])
             batch = {key: tensor.to(self.model.device) for key, tensor in batch.items()}
             with torch.inference_mode():
                 _, kept = self.task.answer(self.model, batch)
@@ -124,6 +130,9 @@ class Predictor:
                 found = tuple(part[place] for part in parts)
                 results[index] = found if isinstance(kept, tuple) else found[0]
         return Predictions(_stacked(results), encoded, rows)
+
+    def _batch(self, wanted: int) -> int:
+        return 32 if is_quantized(self.model) else wanted
 
     def _inputs(self, row: str | Mapping[str, Any], number: int) -> dict[str, Any]:
         needed = [name for name in self.task.inputs if name not in self.task.optional]

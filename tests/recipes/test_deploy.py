@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -76,6 +77,24 @@ def test_int8_serves_as_a_run_does(run, tmp_path):
     figures = json.loads((tmp_path / "out" / "report.json").read_text())
     assert figures["after"]["passes"]["1x32"]["p50"] > 0
     assert (tmp_path / "out" / "report.png").stat().st_size > 5000
+
+
+def test_pipelines_take_it(run, tmp_path):
+    from transformers import AutoTokenizer, pipeline
+
+    quantize_run(run, tmp_path / "out")
+    model, tokenizer = adapterlab.load_deployed(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    found = pipeline("text-classification", model=model, tokenizer=tokenizer)(TEXTS)
+    assert [answer["label"] for answer in found] == [answer["label"] for answer in answers(tmp_path / "out")]
+
+
+def test_threads_share_a_predictor_and_batches_dont_matter(run, tmp_path):
+    quantize_run(run, tmp_path / "out")
+    predictor = adapterlab.Predictor(tmp_path / "out")
+    expected = list(predictor.predict(TEXTS * 3))
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda size: list(predictor.predict(TEXTS * 3, batch_size=size)), [1, 2, 5, 12] * 3):
+            assert found == expected
 
 
 def far_off(weight):
