@@ -1,9 +1,9 @@
 """Row 4b: training time until the test accuracy is within a point of full fine-tuning's best.
 
-Full fine-tuning trains for three epochs at the rate that is its best on these reviews (benchmarks/README.md, "What adapters
-learn"), measured every few steps with the clock stopped; the best it ever reaches, less a point, is the target of its seed.
-Ours and peft stop when they are there. All have a linear schedule over three epochs. Ours is what the shipped recipe
-`classify/lora-bert` has: BERT's pooler trained along, no dropout in the adapter.
+Full fine-tuning trains for three epochs at the rate that is its best on these reviews (benchmarks/README.md, "What
+adapters learn"), measured every few steps with the clock stopped; the best it ever reaches, less a point, is the target
+of its seed. Ours and peft stop when they are there. All have a linear schedule over three epochs. Ours is what the
+shipped recipe `classify/lora-bert` has: BERT's pooler trained along, no dropout in the adapter.
 """
 
 from __future__ import annotations
