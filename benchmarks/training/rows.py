@@ -131,7 +131,8 @@ def to_the_target(settings: Settings) -> Result:
     )
     return trials.finished(
         [Part("", medians_of(spent), "s", {name: statistics.median(values) for name, values in ratios.items()})],
-        f"Test accuracy every {trials.options['every']} steps, the clock stopped; of who never gets there, all seconds",
+        f"Test accuracy every {trials.options['every']} steps, the clock stopped; full: the faster of its two rates; "
+        "of who never gets there, all seconds",
         *notes,
     )
 
