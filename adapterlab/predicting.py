@@ -17,13 +17,13 @@ from adapterlab.adapter_folder import EXTRA, AdapterFiles, read
 from adapterlab.chain import lay
 from adapterlab.data import load_rows, load_splits
 from adapterlab.errors import AdapterFolderError, DataError, RunFolderError
+from adapterlab.kernels.int8 import is_quantized
 from adapterlab.loading import load, local_folder
 from adapterlab.new_tokens import equip
 from adapterlab.pretrained import limit_length, load_backbone, load_tokenizer, quiet
 from adapterlab.recipe import Recipe, load_recipe
 from adapterlab.serving.folder import open_deployed
 from adapterlab.serving.manifest import MANIFEST, is_deployed
-from adapterlab.serving.quantizing import is_quantized
 from adapterlab.speed.precision import device
 from adapterlab.tasks import Predictions, Task
 from adapterlab.training.replay import General

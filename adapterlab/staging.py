@@ -24,6 +24,10 @@ def check_free(destination: Path, error: type[AdapterLabError]) -> None:
         raise error(f"'{destination}' isn't empty. Give a folder that doesn't exist yet.")
     if destination.exists() and not destination.is_dir():
         raise error(f"'{destination}' is a file; give a folder to write.")
+    if destination.is_symlink() or destination.is_mount() or destination.resolve() == Path.cwd():
+        raise error(
+            f"'{destination}' can't be replaced by a folder (a link, a mount or the current folder). Give one in it."
+        )
 
 
 @contextmanager
@@ -44,7 +48,9 @@ def new_folder(destination: Path, error: type[AdapterLabError]) -> Iterator[Path
             destination.rmdir()
         staging.replace(destination)
     except (OSError, SafetensorError) as reason:
-        said = getattr(reason, "strerror", None) or reason
+        said, file = getattr(reason, "strerror", None) or reason, getattr(reason, "filename", None)
+        if isinstance(file, str) and staging is not None and not Path(file).is_relative_to(staging.parent):
+            raise  # something else that was read in between
         raise error(f"'{destination}' can't be written: {said}.") from reason
     finally:
         if staging is not None:

@@ -25,7 +25,7 @@ from benchmarks import results_table
 from benchmarks.harness import NotHereError, Row, Settings, select
 
 # each has a tuple ROWS
-MODULES = ("steps", "bottleneck_prefix", "folders", "growth", "training.rows")
+MODULES = ("steps", "bottleneck_prefix", "folders", "growth", "training.rows", "int8")
 HERE = Path(__file__).parent
 
 

@@ -17,6 +17,7 @@ from adapterlab.tasks import Predictions, Task
 SHAPES = ((1, 32), (1, 128), (16, 64))  # batch x tokens
 SECONDS = 2.0  # for each shape and side, and not less than FEWEST passes
 FEWEST, MOST = 7, 50
+_FILL, _NEVER = -100, 1e30  # what fills up rows in `Predictions`, and the logit of a choice that there isn't
 
 
 @dataclass
@@ -53,26 +54,37 @@ class Comparison:
     after: Side
     split: str
     rows: int
-    changes: Sequence[Change]
-    logits: tuple[float, float] | None  # how far they are apart, mean and most; None where a task keeps none
+    changes: Sequence[Change] | None  # None where answers are numbers
+    logits: tuple[float, float, float] | None  # how far apart: mean, most; and the largest; None: can't be compared
 
 
-def logits_apart(before: Predictions, after: Predictions) -> tuple[float, float] | None:
-    """Return the mean and the largest difference of what two models gave for the same rows.
+def logits_apart(task: Task, before: Predictions, after: Predictions) -> tuple[float, float, float] | None:
+    """Return how far apart two models' numbers for the same rows are: mean, most, and the largest number of all.
 
-    None where that isn't numbers of the same shape: texts that were generated.
+    None where nothing can be compared. What fills up rows of other lengths (-100, or no choice) doesn't count.
     """
-    sides = [seen.outputs if isinstance(seen.outputs, tuple) else (seen.outputs,) for seen in (before, after)]
-    pairs = list(zip(*sides, strict=True))
-    if any(one.shape != other.shape or not np.issubdtype(one.dtype, np.floating) for one, other in pairs):
+    apart, sizes = [], []
+    for one, other in zip(task.numbers(before.outputs), task.numbers(after.outputs), strict=True):
+        one, other = (np.asarray(part, dtype=np.float64) for part in (one, other))
+        if one.shape != other.shape:
+            return None
+        real = (one != _FILL) & (other != _FILL) & (np.abs(one) < _NEVER)
+        apart.append(np.abs(one - other)[real])
+        sizes.append(np.abs(one)[real])
+    every, largest = np.concatenate(apart), np.concatenate(sizes)
+    return (float(every.mean()), float(every.max()), float(largest.max())) if every.size else None
+
+
+def changed_answers(task: Task, before: Predictions, after: Predictions) -> list[Change] | None:
+    """Return the rows whose answers differ in more than numbers: another label, another text.
+
+    None for tasks whose answers are numbers, and for corpora, which have none.
+    """
+    if task.raw_text:
         return None
-    apart = np.concatenate([np.abs(one - other).ravel() for one, other in pairs])
-    return float(apart.mean()), float(apart.max())
-
-
-def changed_answers(task: Task, before: Predictions, after: Predictions) -> list[Change]:
-    """Return the rows whose answers differ in more than numbers: another label, another text."""
     rows, sides = before.rows, [task.decode(seen) for seen in (before, after)]
+    if not any(said(answer) for answer in sides[0]) or len(sides[0]) != len(rows):
+        return None
     return [
         Change(number, rows[number - 1], one, other)
         for number, (one, other) in enumerate(zip(*sides, strict=True), start=1)
@@ -95,12 +107,14 @@ def weight_bytes(model: Any) -> int:
 
 
 def time_passes(sides: Sequence[tuple[Side, Any]], ids: Sequence[int]) -> None:
-    """Time forward passes of both models on a text's tokens, by turns, and note them in `Side.passes`.
+    """Time forward passes of both models, but for their heads, on a text's tokens by turns; see `Side.passes`.
 
     A shape that is longer than the models' positions is left out.
     """
+    model = sides[0][1]
+    positions = room(model) or getattr(model.config, "max_position_embeddings", None)
     for shape in SHAPES:
-        if (room(sides[0][1]) or shape[1]) < shape[1]:
+        if positions is not None and positions < shape[1]:
             continue
         steps = [(side, _pass(model, ids, shape)) for side, model in sides]
         for _, step in steps:
@@ -130,7 +144,7 @@ def time_loading(loads: Sequence[tuple[Side, Callable[[], Any]]], times: int = 3
         side.load = statistics.median(taken[side.name])
 
 
-def _pass(model: Any, ids: Sequence[int], shape: tuple[int, int]) -> Callable[[], Any]:
+def _pass(model: Any, ids: Sequence[int], shape: tuple[int, int]) -> Callable[[], None]:
     rows, length = shape
     repeated = (list(ids) * (rows * length // max(len(ids), 1) + 1))[: rows * length]
     tokens = torch.tensor(repeated, device=model.device).view(rows, length)
@@ -138,8 +152,12 @@ def _pass(model: Any, ids: Sequence[int], shape: tuple[int, int]) -> Callable[[]
     if model.config.is_encoder_decoder:
         batch["decoder_input_ids"] = tokens[:, :1]
 
-    def run() -> Any:
+    base = model.base_model  # a head may want other inputs: choices, the texts' ends
+
+    def run() -> None:
         with torch.inference_mode():
-            return model(**batch)
+            base(**batch)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
 
     return run

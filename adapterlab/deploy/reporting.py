@@ -25,8 +25,9 @@ def lines(found: Comparison) -> list[list[str]]:
             table.append(
                 [name, f"{before.metrics[name]:.4f}", f"{value:.4f}", _gain(name, before.metrics[name], value)]
             )
-    share = f"{len(found.changes) / max(found.rows, 1):.1%}"
-    table.append(["answers that changed", "", f"{len(found.changes):,} of {found.rows:,}", share])
+    if found.changes is not None:
+        share = f"{len(found.changes) / max(found.rows, 1):.1%}"
+        table.append(["answers that changed", "", f"{len(found.changes):,} of {found.rows:,}", share])
     if found.logits is not None:
         table.append(["logits apart", "", f"{found.logits[0]:.2g}", f"at most {found.logits[1]:.2g}"])
     table.append(["weights", size(before.weights), size(after.weights), f"{after.weights / before.weights:.2f} x"])
@@ -68,10 +69,9 @@ def figures(found: Comparison) -> dict[str, Any]:
             "name": side.name, "metrics": dict(side.metrics), "weights": side.weights, "load": side.load,
             "passes": {shape: {"p50": p50, "p95": p95} for shape, (p50, p95) in passes.items()},
         }  # fmt: skip
-    return {
-        **sides, "split": found.split, "rows": found.rows, "changed": [change.number for change in found.changes],
-        "logits_apart": found.logits,
-    }  # fmt: skip
+    changed = None if found.changes is None else [change.number for change in found.changes]
+    apart = found.logits and found.logits[:2]
+    return {**sides, "split": found.split, "rows": found.rows, "changed": changed, "logits_apart": apart}
 
 
 def draw(path: Path, title: str, found: Comparison) -> None:

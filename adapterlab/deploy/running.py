@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 
 from adapterlab.deploy.comparing import (
@@ -27,17 +26,17 @@ from adapterlab.deploy.sensitive import what_to_skip
 from adapterlab.environment import describe_environment
 from adapterlab.errors import AdapterError, ConfigError, DeployedFolderError
 from adapterlab.guests import guests_of
+from adapterlab.kernels.int8 import is_quantized
 from adapterlab.merging import merge
 from adapterlab.predicting import Predictor, labelled_rows, recipe_of
 from adapterlab.pretrained import load_backbone, load_tokenizer, quiet
 from adapterlab.recipe import dump_recipe
 from adapterlab.serving.folder import write
-from adapterlab.serving.quantizing import is_quantized, quantize
+from adapterlab.serving.quantizing import quantize
 from adapterlab.staging import check_free, new_folder
-from adapterlab.tasks import Predictions
 
 TOLERANCE = 1e-3  # of merged logits, as a share of the largest
-BATCH = 64
+BATCH = 32  # as a model in int8 always takes: padding is the same on both sides
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,13 @@ def merge_run(
         tokenizer, kwargs = load_tokenizer(str(place)), task.original.task.model_kwargs()
         return load_backbone(str(place), task.original.task.auto_class, tokenizer, **kwargs)
 
-    def check(found: Comparison, before: Predictions) -> None:
-        largest = _largest(before)
-        if found.logits is not None and not found.logits[1] <= tolerance * largest:
+    def check(found: Comparison) -> None:
+        if found.logits is None:
+            raise AdapterError("the merged model's logits can't be compared with the original's. Nothing was written.")
+        _, most, largest = found.logits
+        if not most <= tolerance * largest:
             raise AdapterError(
-                f"the merged model's logits differ by up to {found.logits[1]:.3g} of {largest:.3g}, more than the "
+                f"the merged model's logits differ by up to {most:.3g} of {largest:.3g}, more than the "
                 f"tolerance of {tolerance:g}. Nothing was written. Serve the adapter attached, or raise the tolerance."
             )
 
@@ -126,6 +127,7 @@ def quantize_run(
     task = _Task(source, out, rows)
     if is_quantized(task.original.model):
         raise ConfigError(f"'{source}' is in int8 already. Give the run that it was made of.")
+    task.original.model.cpu()  # where it will be served
     small, skipped = copy.deepcopy(task.original.model), list(skip)
     with _noted(task.notes):
         if guests_of(small) is not None:
@@ -142,7 +144,7 @@ def quantize_run(
         (place / "recipe.yaml").write_text(recipe, encoding="utf-8")
         write(small, place, task.original.tokenizer, about)
 
-    return task.finish(small, scheme, write_small, Predictor, lambda found, before: None)
+    return task.finish(small, scheme, write_small, Predictor, lambda found: None)
 
 
 class _Task:
@@ -169,7 +171,7 @@ class _Task:
         name: str,
         write_model: Callable[[Path], None],
         load_model: Callable[[Path], Any],
-        check: Callable[[Comparison, Predictions], None],
+        check: Callable[[Comparison], None],
     ) -> Deployed:
         """Compare, write, measure what is written, and put the report beside it; all of it, or nothing."""
         encoded, rows = self.rows("test")
@@ -182,22 +184,23 @@ class _Task:
             sides.append(Side(side, metrics, weight_bytes(predictor.model)))
         split = "test" if self.recipe.data.test is not None else "eval"
         changes = changed_answers(self.original.task, *seen)
-        found = Comparison(sides[0], sides[1], split, len(rows), changes, logits_apart(*seen))
-        check(found, seen[0])
+        found = Comparison(sides[0], sides[1], split, len(rows), changes, logits_apart(self.original.task, *seen))
+        check(found)
         with new_folder(self.out, DeployedFolderError) as place:
             write_model(place)
             with quiet():
                 time_loading([(sides[0], lambda: Predictor(self.source)), (sides[1], lambda: load_model(place))])
-            ids = [token for row in encoded["input_ids"][:64] for token in row]
+            ids = _flat(encoded["input_ids"][:64]) if "input_ids" in encoded.column_names else [0]
+            ids = [token for token in ids if token != self.original.tokenizer.eos_token_id] or [0]
             time_passes([(sides[0], self.original.model), (sides[1], model)], ids)
             title = f"{Path(self.source).name}: {name}"
             write_comparison(place, title, found, self.notes, describe_environment())
         return Deployed(self.out, found, tuple(self.notes))
 
 
-def _largest(seen: Predictions) -> float:
-    parts = seen.outputs if isinstance(seen.outputs, tuple) else (seen.outputs,)
-    return max(float(np.abs(part).max()) for part in parts)
+def _flat(ids: Any) -> list[int]:
+    """Return the tokens of rows, or of each row's choices, behind one another."""
+    return [ids] if isinstance(ids, int) else [token for some in ids for token in _flat(some)]
 
 
 @contextmanager

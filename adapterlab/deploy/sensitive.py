@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,8 @@ def what_to_skip(
         lost = before - score(copy.deepcopy(model), chosen)
         lost = lost if predictor.task.higher_is_better(metric) else -lost
         is_share = metric not in METRICS or METRICS.get(metric).is_share
-        return 100 * (lost if is_share else lost / abs(before))
+        found = 100 * (lost if is_share else lost / (abs(before) or 1.0))
+        return math.inf if math.isnan(found) else found
 
     lost = drop([])
     notes.append(f"On {len(rows[1]):,} eval rows, int8 throughout loses {lost:.2f} of {metric} (limit {max_drop:g}).")
@@ -85,11 +87,11 @@ def what_to_skip(
 def _ranked(tester: Predictor, model: Any, rows: tuple[Dataset, Dataset], skip: Sequence[str]) -> list[str]:
     """Return the paths of all modules, those that move the outputs furthest first."""
     few = rows[1].select(range(min(SAMPLE, len(rows[1]))))
-    sample = tester.encode(few, "data"), few
+    sample = tester.encode(few, "test"), few
     every = places(model)
     kept = left_out([place.path for place in every], skip)
     tester.model = model
-    before = _flat(tester.run_encoded(*sample, 64).outputs)
+    before = _numbers(tester, sample)
     moved: dict[str, float] = {}
     for place in every:
         if place.path not in kept and not isinstance(place.module, torch.nn.Embedding):
@@ -102,11 +104,11 @@ def _moved(
 ) -> float:
     put(model, place.path, converted([place])[place.path])
     try:
-        return float(np.abs(_flat(tester.run_encoded(*sample, 64).outputs) - before).mean())
+        return float(np.abs(_numbers(tester, sample) - before).mean())
     finally:
         put(model, place.path, place.module)
 
 
-def _flat(outputs: Any) -> np.ndarray[Any, Any]:
-    parts = outputs if isinstance(outputs, tuple) else (outputs,)
+def _numbers(tester: Predictor, sample: tuple[Dataset, Dataset]) -> np.ndarray[Any, Any]:
+    parts = tester.task.numbers(tester.run_encoded(*sample, 64).outputs)
     return np.concatenate([np.asarray(part, dtype=np.float64).ravel() for part in parts])

@@ -38,7 +38,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out), in x's dtype."""
-        if x.device.type == "cpu" and has_kernels() and x.numel() and not torch.compiler.is_compiling():
+        trains = torch.is_grad_enabled() and x.requires_grad  # what stands before it; the kernels give no gradient
+        if x.device.type == "cpu" and has_kernels() and x.numel() and not (trains or torch.compiler.is_compiling()):
             return torch.ops.quantized.linear_dynamic(x.float(), self.pack(), not _is_exact()).to(x.dtype)
         product = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
         return product if self.bias is None else product + self.bias.to(x.dtype)
@@ -65,13 +66,15 @@ class Int8Embedding(nn.Module):
     Args:
         weight: (rows, size), int8.
         scale: (rows,), fp32.
+        padding_idx: the row of padding, from which some models count their positions.
     """
 
     weight: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, weight: torch.Tensor, scale: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, padding_idx: int | None = None) -> None:
         super().__init__()
+        self.padding_idx = padding_idx
         self.num_embeddings, self.embedding_dim = weight.shape
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
@@ -97,6 +100,11 @@ def rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scale = weight.abs().amax(1) / LARGEST
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # a row of zeros
     return (weight / scale[:, None]).round_().clamp_(-LARGEST, LARGEST).to(torch.int8), scale
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether some of a model is in int8."""
+    return any(isinstance(module, Int8Linear | Int8Embedding) for module in model.modules())
 
 
 def has_kernels() -> bool:

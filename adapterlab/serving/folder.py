@@ -15,12 +15,13 @@ from torch import nn
 
 from adapterlab import __version__
 from adapterlab.adapter_folder import read_json
+from adapterlab.backbones import LINEAR
 from adapterlab.errors import AdapterLabError, DeployedFolderError, did_you_mean
 from adapterlab.guests import guests_of
-from adapterlab.kernels.int8 import Int8Embedding, Int8Linear
+from adapterlab.kernels.int8 import Int8Embedding, Int8Linear, is_quantized
 from adapterlab.pretrained import quiet
 from adapterlab.serving.manifest import FORMAT, MANIFEST, WEIGHTS, finish, mapping, read_manifest, write_json
-from adapterlab.serving.quantizing import is_quantized, put
+from adapterlab.serving.quantizing import put
 from adapterlab.staging import new_folder
 
 
@@ -71,13 +72,13 @@ def write(model: Any, place: Path, tokenizer: Any, about: Mapping[str, Any]) -> 
         if type(module) in kinds:
             quantized[kinds[type(module)]].append(path)
     finish(place, {
+        **about,
         "format": FORMAT,
         "adapterlab": __version__,
         "class": type(model).__name__,
         "scheme": scheme,
         "quantized": quantized,
         "tied": tied,
-        **about,
     })  # fmt: skip
 
 
@@ -147,15 +148,21 @@ def _empty(folder: Path, manifest: Mapping[str, Any]) -> Any:
     with quiet(), init_empty_weights(include_buffers=False):
         model = kind(kind.config_class.from_dict(given))
     quantized = mapping(manifest, "quantized", folder)
-    for sort, make in (("linears", _empty_linear), ("embeddings", _empty_embedding)):
-        for path in quantized.get(sort, ()):
-            try:
-                module = model.get_submodule(path)
-            except AttributeError:
-                known = [known for known, _ in model.named_modules()]
-                raise DeployedFolderError(
-                    f"{folder / MANIFEST}: {name} has no module '{path}'.{did_you_mean(path, known)}"
-                ) from None
+    known = dict(model.named_modules(remove_duplicate=False))
+    for sort, make, kinds in (
+        ("linears", _empty_linear, LINEAR),
+        ("embeddings", _empty_embedding, (torch.nn.Embedding,)),
+    ):
+        paths = quantized.get(sort, [])
+        if not isinstance(paths, list):
+            raise DeployedFolderError(f"{folder / MANIFEST}: quantized.{sort} must be a list of modules.")
+        for path in paths:
+            module = known.get(path) if isinstance(path, str) else None
+            if type(module) not in kinds:
+                what = (
+                    f"no module '{path}'.{did_you_mean(str(path), known)}" if module is None else f"'{path}', no {sort}"
+                )
+                raise DeployedFolderError(f"{folder / MANIFEST}: {name} has {what}")
             put(model, path, make(module))
     return model
 
@@ -177,7 +184,7 @@ def _empty_linear(module: Any) -> Int8Linear:
 
 def _empty_embedding(module: Any) -> Int8Embedding:
     weight = torch.empty(module.weight.shape, dtype=torch.int8, device="meta")
-    return Int8Embedding(weight, torch.empty(len(weight), device="meta"))
+    return Int8Embedding(weight, torch.empty(len(weight), device="meta"), module.padding_idx)
 
 
 def _check_fit(model: nn.Module, tensors: Mapping[str, torch.Tensor], file: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterlab import __version__
+from adapterlab.adapter_folder import CONFIG as ADAPTER
 from adapterlab.adapter_folder import read_json
 from adapterlab.errors import AdapterLabError, DeployedFolderError, unknown_name
 from adapterlab.serving.quantizing import SCHEMES
@@ -31,7 +32,8 @@ def finish(place: Path, content: Mapping[str, Any]) -> None:
 
 def is_deployed(folder: Path) -> bool:
     """Whether a folder looks like one that `save_deployed` wrote: an adapter's has no weights of a whole model."""
-    return (folder / MANIFEST).is_file() and any((folder / name).is_file() for name in WEIGHTS.values())
+    has_weights = any((folder / name).is_file() for name in WEIGHTS.values())
+    return (folder / MANIFEST).is_file() and has_weights and not (folder / ADAPTER).is_file()
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -56,9 +58,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{folder / MANIFEST} is of format {manifest.get('format')!r} (written by adapterlab "
             f"{manifest.get('adapterlab', '?')}), and this adapterlab {__version__} reads {FORMAT}: upgrade it."
         )
-    if manifest.get("scheme") not in WEIGHTS:
-        raise DeployedFolderError(f"{folder / MANIFEST}: {unknown_name('scheme', manifest['scheme'], SCHEMES)}")
-    _verify(folder, manifest.get("files"), WEIGHTS[manifest["scheme"]])
+    scheme = manifest.get("scheme", "")
+    if not isinstance(scheme, str | None) or scheme not in WEIGHTS:
+        raise DeployedFolderError(f"{folder / MANIFEST}: {unknown_name('scheme', str(scheme), SCHEMES)}")
+    _verify(folder, manifest.get("files"), WEIGHTS[scheme])
     return manifest
 
 
@@ -79,10 +82,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _verify(folder: Path, files: Any, weights: str) -> None:
-    if not isinstance(files, dict) or weights not in files:
+    if not isinstance(files, dict) or not {weights, "config.json"} <= files.keys():
         raise DeployedFolderError(f"{folder / MANIFEST} doesn't list the folder's files: it was changed or cut short.")
     for name, known in files.items():
         path = folder / name
+        if not isinstance(known, dict):
+            raise DeployedFolderError(f"{folder / MANIFEST}: files.{name} must have a size and a sha256.")
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DeployedFolderError(f"{folder / MANIFEST} names a file outside of the folder: {name!r}.")
         if not path.is_file():

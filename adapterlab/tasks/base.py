@@ -268,6 +268,10 @@ class Task(ABC):
         """Return what is kept of a batch's outputs: a tensor of (rows, ...), or a tuple of them."""
         return outputs.logits
 
+    def numbers(self, outputs: Any) -> tuple[Any, ...]:
+        """Return what of the outputs two models are compared by: arrays of numbers, no tokens."""
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
     def answer(self, model: Any, batch: dict[str, Any], *, final: bool = True) -> tuple[Any, Any]:
         """Run the model on a batch that is measured or answered; return its loss, if any, and what is kept of it.
 

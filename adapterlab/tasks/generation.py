@@ -114,6 +114,10 @@ class TextGeneration(Task):
     def generate(self, model: Any, batch: dict[str, Any], rows: Any, settings: Any) -> Any:
         """Return the new tokens, (rows, tokens), for some rows of a batch."""
 
+    def numbers(self, outputs: Any) -> tuple[Any, ...]:
+        """See `Task.numbers`: the losses."""
+        return (outputs[0] if isinstance(outputs, tuple) else outputs,)
+
     def outputs(self, outputs: Any, batch: dict[str, Any]) -> Any:
         """Keep each row's loss and number of tokens."""
         return outputs.rows

@@ -141,6 +141,10 @@ class MaskedWords(CorpusTask):
         """Return what else is learned of a batch: a loss to add, and what is kept of the outputs."""
         return 0.0, {}
 
+    def numbers(self, outputs: Any) -> tuple[Any, ...]:
+        """See `Task.numbers`: the losses."""
+        return (outputs[0] if isinstance(outputs, tuple) else outputs,)
+
     def outputs(self, outputs: Any, batch: dict[str, Any]) -> Any:
         """Keep each row's loss and its number of masked tokens; where masks were given, what was offered for them."""
         return tuple(outputs.values())

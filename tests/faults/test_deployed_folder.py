@@ -118,6 +118,16 @@ def test_a_newer_format_and_hostile_manifests(folder):
     refused(folder, "has no module 'bert.encoder.layer.9.query'")
     write(scheme="int4")
     refused(folder, "unknown scheme 'int4'", "int8")
+    write(scheme=["int8"])
+    refused(folder, "unknown scheme")
+    write(files=said["files"] | {"config.json": 5})
+    refused(folder, "files.config.json must have a size")
+    write(files={name: known for name, known in said["files"].items() if name != "config.json"})
+    refused(folder, "doesn't list")
+    write(quantized={"linears": 5})
+    refused(folder, "quantized.linears must be a list")
+    write(quantized={"linears": ["bert.encoder.layer.0.output.LayerNorm"]})
+    refused(folder, "'bert.encoder.layer.0.output.LayerNorm', no linears")
     write(tied=["x"])
     refused(folder, "tied must be a mapping")
     (folder / "adapterlab.json").write_text("{")
@@ -128,6 +138,20 @@ def test_what_is_no_deployed_folder(tmp_path, tiny):
     refused(tmp_path / "nothing", "no deployed folder", "adapterlab quantize RUN OUT")
     adapterlab.save(adapterlab.attach(tiny("bert"), "lora"), tmp_path / "adapter")
     refused(tmp_path / "adapter", "no deployed folder", "adapter_config.json")
+
+
+def test_what_is_said_beside_cant_change_what_the_folder_is(tiny, logits, tmp_path):
+    model = adapterlab.quantize(tiny("bert"))
+    adapterlab.save_deployed(model, tmp_path / "out", about={"scheme": "v2", "class": "X", "mine": 1})
+    assert torch.equal(logits(adapterlab.load_deployed(tmp_path / "out")), logits(model))
+    assert json.loads((tmp_path / "out" / "adapterlab.json").read_text())["mine"] == 1
+
+
+def test_an_adapter_beside_a_backbones_weights_is_an_adapter(tiny, tmp_path):
+    model = tiny("bert")
+    model.save_pretrained(tmp_path)
+    adapterlab.save(adapterlab.attach(model, "lora"), tmp_path)
+    refused(tmp_path, "no deployed folder")
 
 
 def test_transformers_alone_doesnt_take_bytes_for_numbers(folder):

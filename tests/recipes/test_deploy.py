@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from language_workshop import language_recipes
 from tiny_workshop import furnish
 from typer.testing import CliRunner
 
 import adapterlab
 from adapterlab.cli.app import app
 from adapterlab.deploy.running import merge_run, quantize_run
+from adapterlab.kernels.int8 import rounded
 from adapterlab.predicting import evaluate
 
 TEXTS = ["the film was awful", "truly a great film", "a film was fine fine fine", "nasty"]
@@ -98,8 +100,9 @@ def test_threads_share_a_predictor_and_batches_dont_matter(run, tmp_path):
 
 
 def far_off(weight):
-    """Round to nothing at all."""
-    return torch.zeros(weight.shape, dtype=torch.int8), torch.ones(len(weight))
+    """Round to something that is only roughly the weight."""
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
+    return rounded(weight + 1.2 * weight.std() * noise)
 
 
 def test_the_report_says_which_answers_changed(run, tmp_path, monkeypatch):
@@ -153,3 +156,16 @@ def test_the_command_line(run, tmp_path):
         assert done.exit_code == 2, done.output
         assert said in " ".join(done.output.split())
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("kind", ["instruction", "seq2seq", "masked_lm", "causal_lm", "streamed"])
+def test_tasks_that_write_and_those_that_read_raw_text(tmp_path, kind):
+    adapterlab.run(language_recipes(tmp_path)[kind])
+    run = tmp_path / "runs" / kind
+    merged = merge_run(run, tmp_path / "merged").comparison
+    assert merged.logits[1] < 1e-4
+    assert merged.before.metrics["perplexity"] == pytest.approx(merged.after.metrics["perplexity"], rel=1e-4)
+    made = quantize_run(run, tmp_path / "small", max_drop=50.0).comparison
+    assert made.after.metrics["perplexity"] == pytest.approx(made.before.metrics["perplexity"], rel=0.2)
+    found = evaluate(tmp_path / "small")
+    assert found["perplexity"] == pytest.approx(made.after.metrics["perplexity"], rel=0.05)

@@ -137,15 +137,13 @@ def test_bad_options_are_refused_and_the_adapter_kept(tiny, logits, options, wor
     model = adapterlab.attach(tiny("bert"), "lora")
     randomize(model)
     state, expected = copy.deepcopy(model.state_dict()), logits(model)
-    if options == {"skip": ["*"]}:  # found out when the adapter is in: there is none to keep
-        adapterlab.merge(model)
-        state, expected = copy.deepcopy(model.state_dict()), logits(model)
     with pytest.raises(adapterlab.AdapterLabError) as refusal:
         adapterlab.quantize(model, **options)
     for word in words:
         assert word in str(refusal.value)
     is_as_it_was(model, state)
     assert torch.equal(logits(model), expected)
+    assert adapterlab.summary(model).adapters
 
 
 def test_what_cant_be_merged_or_is_in_int8_already_is_refused(tiny, logits):
@@ -168,3 +166,63 @@ def test_weights_that_arent_finite_are_refused(tiny):
     with pytest.raises(adapterlab.AdapterLabError, match=r"attention\.self\.key has weights that aren't finite"):
         adapterlab.quantize(model)
     assert not any(isinstance(module, Int8Linear) for module in model.modules())
+
+
+@pytest.mark.parametrize(("architecture", "head"), [("bert", "SequenceClassification"), ("llama", "CausalLM")])
+def test_a_model_in_bf16_is_served_with_fp32_beside_int8(tiny, batch, architecture, head):
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    expected = tiny(architecture, head).eval()(**inputs).logits
+    found = adapterlab.quantize(tiny(architecture, head).to(torch.bfloat16))(**inputs).logits
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 0.2 * expected.norm()
+
+
+@pytest.mark.parametrize("skip", ["*.wte", "lm_head"])
+def test_weights_that_are_tied_become_int8_together_or_not_at_all(tiny, batch, tmp_path, skip):
+    model = adapterlab.quantize(tiny("gpt2", "CausalLM"), skip=[skip])
+    assert type(model.lm_head) is nn.Linear
+    assert type(model.transformer.wte) is nn.Embedding
+    assert model.lm_head.weight is model.transformer.wte.weight
+    adapterlab.save_deployed(model, tmp_path / "out")
+    again = adapterlab.load_deployed(tmp_path / "out")
+    assert again.lm_head.weight is again.transformer.wte.weight
+    assert torch.equal(again(batch["input_ids"]).logits, model(batch["input_ids"]).logits)
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_encoder_decoders_load_as_they_were(tiny, tmp_path, name):
+    model = tiny(name, "Seq2SeqLM")
+    adapterlab.quantize(model)
+    ids = torch.tensor([[5, 6, 7, 2], [8, 9, 10, 2]])
+    expected = model(input_ids=ids, decoder_input_ids=ids).logits
+    adapterlab.save_deployed(model, tmp_path / "out")
+    assert torch.equal(
+        adapterlab.load_deployed(tmp_path / "out")(input_ids=ids, decoder_input_ids=ids).logits, expected
+    )
+
+
+def test_a_model_that_reads_weights_past_their_modules_is_refused_and_stays_in_fp32():
+    from transformers import MobileBertConfig, MobileBertForMaskedLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 64, "embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16}
+    model = MobileBertForMaskedLM(MobileBertConfig(**sizes)).eval()
+    ids = torch.arange(5, 13)[None]
+    expected = model(ids).logits
+    with pytest.raises(adapterlab.AdapterLabError, match="reads some of its weights by itself"):
+        adapterlab.quantize(model)
+    assert torch.equal(model(ids).logits, expected)
+
+
+def test_positions_that_are_counted_from_padding_are_still(tiny, batch):
+    model = tiny("roberta", "MaskedLM")
+    padding = model.get_input_embeddings().padding_idx
+    assert adapterlab.quantize(model).get_input_embeddings().padding_idx == padding is not None
+
+
+def test_gradients_pass_through_to_what_stands_before(tiny, batch):
+    model = adapterlab.quantize(tiny("bert"))
+    embedded = model.get_input_embeddings()(batch["input_ids"]).requires_grad_()
+    model(inputs_embeds=embedded, labels=batch["labels"]).loss.backward()
+    assert embedded.grad.abs().sum() > 0
