@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from language_workshop import language_recipes
+from reference import continuations, neighbours
+from small import small_bert, write
 from tiny_workshop import furnish
 from typer.testing import CliRunner
 
@@ -169,3 +171,19 @@ def test_tasks_that_write_and_those_that_read_raw_text(tmp_path, kind):
     assert made.after.metrics["perplexity"] == pytest.approx(made.before.metrics["perplexity"], rel=0.2)
     found = evaluate(tmp_path / "small")
     assert found["perplexity"] == pytest.approx(made.after.metrics["perplexity"], rel=0.05)
+
+
+@pytest.mark.parametrize("recipe", ["choose/lora-bert", "rank/lora-bert"])
+def test_tasks_whose_rows_have_several_texts(tmp_path, recipe):
+    rows = continuations()[:40] if recipe.startswith("choose") else neighbours()[:40]
+    data = write(tmp_path / "rows.jsonl", rows)
+    adapterlab.run(
+        recipe, "optim.max_steps=3", "optim.batch_size=4", "optim.precision=fp32", "log.plot=false",
+        "data.max_length=32", f"model.name={small_bert(tmp_path / 'bert')}", f"data.train={data}", "data.test=0.3",
+        f"run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert merge_run(tmp_path / "run", tmp_path / "merged").comparison.logits[1] < 1e-5
+    made = quantize_run(tmp_path / "run", tmp_path / "small").comparison
+    assert 0 < made.logits[1] < 0.5
+    assert made.after.passes
+    assert evaluate(tmp_path / "small").keys() == {*made.after.metrics, "rows"}
