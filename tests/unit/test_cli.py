@@ -97,6 +97,8 @@ def test_the_verbs() -> None:
         "estimate",
         "train",
         "sweep",
+        "merge",
+        "quantize",
         "eval",
         "predict",
         "convert",

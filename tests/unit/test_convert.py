@@ -377,7 +377,7 @@ def test_an_empty_folder_is_taken_and_a_failed_write_leaves_nothing(theirs, tmp_
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("adapterlab.converting.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(adapterlab.AdapterLabError, match="can't be written: No space"):
         adapterlab.convert(folder, tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "theirs"]
     monkeypatch.undo()
