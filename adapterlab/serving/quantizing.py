@@ -34,8 +34,7 @@ def quantize(model: M, scheme: str = "int8", *, skip: Iterable[str] = ()) -> M:
     """Store a model's linears and embeddings in int8, in place, for inference on a CPU; adapters are merged first.
 
     A linear has a scale for each output, and what it reads is quantized as it comes; an embedding has a scale for each
-    row. An output layer that is tied to the embeddings stays so. Heads and poolers, which read one token a text, stay
-    in fp32.
+    row. Weights that are tied become int8 together or not at all. All else, heads and poolers too, is in fp32.
 
     Args:
         model: of transformers, with or without adapters.
@@ -47,7 +46,8 @@ def quantize(model: M, scheme: str = "int8", *, skip: Iterable[str] = ()) -> M:
 
     Raises:
         AdapterError: an adapter can't be merged; the model is as it was then.
-        BackboneError: nothing here can be quantized, it is quantized already, or a weight isn't finite.
+        BackboneError: nothing here can be quantized, it is quantized already, a weight isn't finite, or the model
+            answers quite otherwise in int8; it is in fp32 then, with the adapter merged.
         ConfigError: there is no such scheme, or no such module to skip.
     """
     if scheme not in SCHEMES:
