@@ -6,6 +6,7 @@ numbers. That takes a CPU with kernels for it; elsewhere the weights are made nu
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -48,7 +49,11 @@ class Int8Linear(nn.Module):
         """Return the weight in the order in which this CPU's kernels read it; made once."""
         if self._packed is None or self._packed[0] is not self.weight:
             zeros = torch.zeros(self.out_features, dtype=torch.int64)
-            whole = torch._make_per_channel_quantized_tensor(self.weight, self.scale.double(), zeros, 0)
+            with (
+                warnings.catch_warnings()
+            ):  # torch means to give up such tensors, and has no other way into its kernels
+                warnings.filterwarnings("ignore", "torch.quantize_per_tensor")
+                whole = torch._make_per_channel_quantized_tensor(self.weight, self.scale.double(), zeros, 0)
             bias = None if self.bias is None else self.bias.float()
             self._packed = self.weight, torch.ops.quantized.linear_prepack(whole, bias)
         return self._packed[1]
