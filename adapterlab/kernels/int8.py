@@ -41,7 +41,7 @@ class Int8Linear(nn.Module):
         """Map (..., in) to (..., out), in x's dtype."""
         trains = torch.is_grad_enabled() and x.requires_grad  # what stands before it; the kernels give no gradient
         if x.device.type == "cpu" and has_kernels() and x.numel() and not (trains or torch.compiler.is_compiling()):
-            return torch.ops.quantized.linear_dynamic(x.float(), self.pack(), not _is_exact()).to(x.dtype)
+            return torch.ops.quantized.linear_dynamic(x.float(), self.pack(), _SEVEN_BITS).to(x.dtype)
         product = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
         return product if self.bias is None else product + self.bias.to(x.dtype)
 
@@ -114,9 +114,9 @@ def is_quantized(model: nn.Module) -> bool:
 
 def has_kernels() -> bool:
     """Whether torch has int8 kernels for this CPU."""
-    return torch.backends.quantized.engine != "none"
+    return _HAS_KERNELS
 
 
-def _is_exact() -> bool:
-    """Whether sums of products can't overflow; where AVX2 adds pairs in 16 bits, inputs may only have 7."""
-    return torch.cpu._is_vnni_supported() or torch.backends.quantized.engine == "qnnpack"
+_HAS_KERNELS = torch.backends.quantized.engine != "none"
+# where AVX2 adds pairs of products in 16 bits they could overflow, and inputs only get 7 bits
+_SEVEN_BITS = not torch.cpu._is_vnni_supported() and torch.backends.quantized.engine != "qnnpack"
