@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -43,44 +44,48 @@ def what_to_skip(
     Raises:
         ConfigError: the limit can't be kept, or the task has no metric.
     """
-    tester = copy.copy(predictor)
-
-    def score(candidate: Any, chosen: Sequence[str]) -> float:
-        tester.model = candidate if candidate is model else quantize(candidate, skip=[*skip, *chosen])
-        return tester.task.measure(tester.run_encoded(*rows, 64))[metric]
-
     if not predictor.task.metrics:
         raise ConfigError("max_drop needs a metric, and the run's task has none. Leave it out.")
+    tester, ranked = copy.copy(predictor), list[str]()
     metric = predictor.task.metrics[0]
-    before = score(model, [])
 
-    def drop(chosen: Sequence[str]) -> float:
-        lost = before - score(copy.deepcopy(model), chosen)
+    def score(candidate: Any) -> float:
+        tester.model = candidate
+        return tester.task.measure(tester.run_encoded(*rows, 64))[metric]
+
+    before = score(model)
+
+    @cache
+    def drop(count: int) -> float:
+        """Return what is lost with the first so many of `ranked` in fp32."""
+        lost = before - score(quantize(copy.deepcopy(model), skip=[*skip, *ranked[:count]]))
         lost = lost if predictor.task.higher_is_better(metric) else -lost
         is_share = metric not in METRICS or METRICS.get(metric).is_share
         found = 100 * (lost if is_share else lost / (abs(before) or 1.0))
         return math.inf if math.isnan(found) else found
 
-    lost = drop([])
-    notes.append(f"On {len(rows[1]):,} eval rows, int8 throughout loses {lost:.2f} of {metric} (limit {max_drop:g}).")
-    if lost <= max_drop:
+    notes.append(
+        f"On {len(rows[1]):,} eval rows, int8 throughout loses {drop(0):.2f} of {metric} (limit {max_drop:g})."
+    )
+    if drop(0) <= max_drop:
         return []
-    ranked = _ranked(tester, model, rows, skip)
+    ranked += _ranked(tester, model, rows, skip)
     count = 1
-    while (lost := drop(ranked[:count])) > max_drop:
+    while drop(count) > max_drop:
         if count >= len(ranked):
             raise ConfigError(
-                f"max_drop: with all {len(ranked)} modules but the embeddings in fp32, {metric} still loses {lost:.2f}."
+                f"max_drop: with all {len(ranked)} modules but the embeddings in fp32, {metric} still loses "
+                f"{drop(count):.2f}."
             )
         count = min(2 * count, len(ranked))
     fewest = count // 2
     while count - fewest > 1:  # between what isn't enough and what is
         middle = (count + fewest) // 2
-        if drop(ranked[:middle]) > max_drop:
+        if drop(middle) > max_drop:
             fewest = middle
         else:
             count = middle
-    notes.append(f"With {count} of {len(ranked)} modules in fp32 it loses {drop(ranked[:count]):.2f}.")
+    notes.append(f"With {count} of {len(ranked)} modules in fp32 it loses {drop(count):.2f}.")
     return ranked[:count]
 
 
